@@ -1,0 +1,1 @@
+"""flatwise: sharpness-aware training for PyTorch, exact to the bit."""
