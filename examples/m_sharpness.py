@@ -2,8 +2,8 @@
 
     python examples/m_sharpness.py
 
-The whole batch of 64 is m = 64. A smaller m passes over the same samples, in smaller pieces; each piece is made
-worst on its own samples, so the sharpness grows.
+The whole batch of 64 is m = 64. A smaller m passes over the same samples in smaller pieces, and each piece climbs
+on its own samples, so the sharpness grows.
 """
 
 import copy
