@@ -1,0 +1,180 @@
+"""The command ``flatwise``: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from flatwise.lab.config import CompareConfig
+
+COMMANDS = ("compare",)
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the words after ``flatwise``; None reads them from the command line.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for a mistake in the command, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        import jsonargparse  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        print(
+            f"flatwise: error: the command line needs pip install 'flatwise[lab]' ({error})", file=sys.stderr
+        )
+        return 1
+    from flatwise.lab.errors import LabError
+
+    try:
+        config = _parse(words)
+        if config is None:
+            return 0
+        return _compare(config)
+    except (LabError, argparse.ArgumentError) as error:
+        print(f"flatwise: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command continues where this one stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _compare(config: CompareConfig) -> int:
+    from flatwise.lab.compare import compare, protocol
+    from flatwise.lab.table import console_for, print_sentences, print_table
+
+    results, folder, was_there = compare(config)
+    console = console_for(sys.stdout)
+    if was_there:
+        console.print(f"Already finished; read from {folder.results} (--fresh trains again).", markup=False)
+    if not config.quiet:
+        print_sentences([protocol(config, results)], console)
+    print_table(results, console)
+    print_sentences(results["verdict"], console)
+    if not config.quiet:
+        console.print(f"Curves, epochs and every number: {folder.path}", markup=False)
+    return 0
+
+
+def _parse(words: list[str]) -> CompareConfig | None:
+    """Turn words into settings.
+
+    Args:
+        words: the command line.
+
+    Returns:
+        The settings, or None where help or the version was asked for and has been printed.
+
+    Raises:
+        LabError: a value that cannot be meant.
+        UnknownNameError: a word that does not exist, with the nearest that does.
+    """
+    from flatwise.lab.config import CompareConfig
+    from flatwise.lab.errors import LabError, UnknownNameError
+
+    if words in (["--version"], ["-V"]):
+        from importlib.metadata import version
+
+        print(f"flatwise {version('flatwise')}")
+        return None
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if words[0] not in COMMANDS:
+        raise UnknownNameError("command", words[0], COMMANDS)
+    parser = _parser()
+    if {"-h", "--help"} & set(words[1:]):
+        parser.print_help()
+        return None
+    flags = [option for action in parser._actions for option in action.option_strings]
+    for word in words[1:]:
+        if word.startswith("-") and word.partition("=")[0] not in flags and not _is_number(word):
+            raise UnknownNameError("option", word.partition("=")[0], flags)
+    try:
+        namespace = parser.parse_args(words[1:])
+    except argparse.ArgumentError as error:
+        raise LabError(_one_line(str(error))) from error
+    return CompareConfig(**{field.name: namespace[field.name] for field in fields(CompareConfig)})
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    from flatwise.lab.config import CompareConfig, flag
+
+    parser = ArgumentParser(
+        prog="flatwise compare",
+        description="Train one network from the same seeds with several methods, and say which is better.",
+        exit_on_error=False,
+    )
+    hints, helps = get_type_hints(CompareConfig), field_helps(CompareConfig)
+    for entry in fields(CompareConfig):
+        if hints[entry.name] is bool:
+            parser.add_argument(flag(entry.name), action="store_true", help=helps[entry.name])
+        else:
+            parser.add_argument(
+                flag(entry.name), type=hints[entry.name], default=entry.default, help=helps[entry.name]
+            )
+    return parser
+
+
+def field_helps(kind: type) -> dict[str, str]:
+    """Read what each field means from the docstring of a dataclass, so that it is written once.
+
+    Args:
+        kind: a dataclass with an ``Attributes:`` section.
+
+    Returns:
+        The text of each field.
+    """
+    section = (kind.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _one_line(message: str) -> str:
+    """Shorten a parser's error to what was wrong, and add the nearest right value."""
+    from flatwise.lab.config import CompareConfig, flag
+    from flatwise.lab.errors import nearest
+
+    text = " ".join(message.split())
+    found = re.search(r'[Pp]arser key "([\w-]+)":? ?(.*)', text)
+    if found is None:
+        return text
+    name, reason = found[1].replace("-", "_"), found[2]
+    value = re.search(r"(?:Got value: |value )(\S+)", reason)
+    hint: Any = get_type_hints(CompareConfig).get(name)
+    choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+    if choices and value is not None:
+        word = value[1].strip("'\"")
+        return f"{flag(name)}: {word!r} is none of {', '.join(choices)}{nearest(word, choices)}"
+    kinds = " or ".join(kind.__name__ for kind in (get_args(hint) or (hint,)) if kind is not type(None))
+    return f"{flag(name)}: expected {kinds}, got {value[1] if value else reason}"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _overview() -> str:
+    return (
+        "usage: flatwise compare [options]\n\n"
+        "  compare    train one network from the same seeds with several methods, and say which is better\n\n"
+        "flatwise compare --help lists the options with their defaults; flatwise --version says the version."
+    )

@@ -1,0 +1,51 @@
+"""One kind of error for everything a user of the lab can get wrong: one line, and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class LabError(ValueError):
+    """A mistake in the settings, the data or the folder; its text is one line, fit to be shown as it is."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known name a mistyped one probably meant.
+
+    Args:
+        word: what was written.
+        known: the right names.
+
+    Returns:
+        ``"; did you mean 'sam'?"``, or an empty string where nothing is close.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class UnknownNameError(LabError):
+    """A name that does not exist; the text has the nearest one and the list of all.
+
+    Args:
+        kind: what the name stands for, such as ``"method"``.
+        word: what was written.
+        known: the right names.
+    """
+
+    def __init__(self, kind: str, word: str, known: Iterable[str]) -> None:
+        names = list(known)
+        super().__init__(f"unknown {kind} {word!r}{nearest(word, names)} (known: {', '.join(names)})")
+
+
+class CannotWriteError(LabError):
+    """A file or folder that cannot be written: the disk is full, or not ours.
+
+    Args:
+        path: what was to be written.
+        error: what the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,184 @@
+"""The run folder: where each file of a comparison is, and the lock that lets one process at a time write."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from flatwise.lab.errors import CannotWriteError, LabError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of a run folder.
+
+    Attributes:
+        path: the folder itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, the methods with all their options, and the command."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, threads and processor."""
+        return self.path / "environment.json"
+
+    @property
+    def results(self) -> Path:
+        """Every number of the table, and those behind it."""
+        return self.path / "results.json"
+
+    @property
+    def curves(self) -> Path:
+        """The figure."""
+        return self.path / "curves.png"
+
+    @property
+    def timing(self) -> Path:
+        """The interleaved timing."""
+        return self.path / "timing.json"
+
+    def epochs(self, name: str, seed: int) -> Path:
+        """Name a run's record, which grows by one JSON line an epoch.
+
+        Args:
+            name: the method.
+            seed: the run's seed.
+
+        Returns:
+            The file.
+        """
+        return self.path / "epochs" / f"{file_name(name)}-seed{seed}.jsonl"
+
+    def job(self, name: str, seed: int) -> Path:
+        """Name the file that a run leaves when it has finished.
+
+        Args:
+            name: the method.
+            seed: the run's seed.
+
+        Returns:
+            The file.
+        """
+        return self.path / "jobs" / f"{file_name(name)}-seed{seed}.json"
+
+    def checkpoint(self, name: str, seed: int) -> Path:
+        """Name the file from which an unfinished run continues.
+
+        Args:
+            name: the method.
+            seed: the run's seed.
+
+        Returns:
+            The file.
+        """
+        return self.path / "jobs" / f"{file_name(name)}-seed{seed}.checkpoint"
+
+    def worker_log(self, worker: int) -> Path:
+        """Name the file that takes what a worker process prints.
+
+        Args:
+            worker: its number.
+
+        Returns:
+            The file.
+        """
+        return self.path / f"worker-{worker}.log"
+
+    def create(self) -> None:
+        """Make the folder and its parts.
+
+        Raises:
+            CannotWriteError: the place cannot be written.
+        """
+        try:
+            for folder in (self.path, self.path / "epochs", self.path / "jobs"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWriteError(self.path, error) from error
+
+    def clear(self) -> None:
+        """Remove what a comparison wrote, and nothing else."""
+        for folder in (self.path / "epochs", self.path / "jobs"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.config, self.environment, self.results, self.curves, self.timing):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob("worker-*.log"):
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of the folder while the block runs.
+
+        The system holds the lock for the process and drops it when the process ends, however it ends; so the
+        file that a killed process leaves behind locks nobody out.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            CannotWriteError: the place cannot be written.
+            LabError: another process is in the folder.
+        """
+        self.create()
+        path = self.path / ".lock"
+        try:
+            file = path.open("a+", encoding="ascii")
+        except OSError as error:
+            raise CannotWriteError(path, error) from error
+        with file:
+            if not _acquire(file):
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise LabError(
+                    f"another process (pid {owner}) is writing to {self.path}; "
+                    "wait for it, or use another --out"
+                )
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def _acquire(file: IO[str]) -> bool:
+    try:
+        if sys.platform == "win32":
+            # Far behind the process id, since Windows locks what it covers against reading too.
+            file.seek(1024)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def file_name(method: str) -> str:
+    """Turn a method's name into part of a file's name; different names stay different.
+
+    Args:
+        method: such as ``"sam:rho=0.5"``.
+
+    Returns:
+        Such as ``"sam_rho=0.5"``.
+    """
+    return re.sub(
+        r"[^A-Za-z0-9=.+-]", lambda found: "_" if found[0] == ":" else f"%{ord(found[0]):x}", method
+    )

@@ -1,0 +1,174 @@
+"""From ``sgd,sam:rho=0.5:m=32`` to what is trained: a name, a variant of the core and its options."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flatwise
+from flatwise.lab.config import CompareConfig
+from flatwise.lab.errors import LabError, UnknownNameError
+
+ALIASES = {"m": "micro_batch_size"}
+# Radii that the lab uses on the digits, where nothing else is said. They were chosen by validation accuracy,
+# on seeds that no default comparison uses (docs/compare.md). Elsewhere each variant's own default holds.
+DIGITS_RHO = {"sam": 0.5, "asam": 2.0}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a comparison.
+
+    Attributes:
+        name: as the user wrote it; the key in ``results.json``.
+        variant: the core's name of the method; None is the base optimizer alone.
+        options: what the variant is created with.
+        longer: how many times the configured epochs it trains.
+    """
+
+    name: str
+    variant: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    longer: int = 1
+
+
+def parse_methods(config: CompareConfig) -> list[Method]:
+    """Read the list of methods and check each against the core.
+
+    Args:
+        config: its ``methods``, ``rho``, ``optimizer`` and ``dataset`` are read.
+
+    Returns:
+        The methods, in the order given.
+
+    Raises:
+        LabError: an unknown method or option, a bad value, or the same method twice.
+    """
+    texts = [text.strip() for text in _split(config.methods, ",")]
+    methods = [_parse(text, config) for text in texts]
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise LabError(
+                f"the method {name!r} is listed twice; options tell two apart, as in sam:rho=0.1,sam:rho=0.5"
+            )
+    if config.equal_compute and config.optimizer not in names:
+        raise LabError(f"--equal-compute doubles the epochs of the base: add {config.optimizer} to --methods")
+    return methods
+
+
+def trained_methods(config: CompareConfig) -> list[Method]:
+    """List what is trained: the methods, and with ``equal_compute`` the base for twice the epochs.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The methods in the order given, the longer base last.
+    """
+    methods = parse_methods(config)
+    if config.equal_compute:
+        methods.append(Method(f"{config.optimizer}-2x-epochs", None, longer=2))
+    return methods
+
+
+def _parse(text: str, config: CompareConfig) -> Method:
+    variant, *assignments = _split(text, ":")
+    base = config.optimizer
+    if variant in {base, "base"}:
+        if assignments:
+            raise LabError(
+                f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}"
+            )
+        return Method(base, None)
+    if variant in {"sgd", "adamw"}:
+        raise LabError(
+            f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}"
+        )
+    known = list(flatwise.list_variants())
+    if variant not in known:
+        raise UnknownNameError("method", variant, [base, *known])
+    options = dict(_assignment(part, text) for part in assignments)
+    options.setdefault("rho", _default_rho(variant, config))
+    method = Method(text, variant, options)
+    _check(method)
+    return method
+
+
+def _default_rho(variant: str, config: CompareConfig) -> float:
+    if config.rho is not None:
+        return config.rho
+    if config.dataset == "digits" and variant in DIGITS_RHO:
+        return DIGITS_RHO[variant]
+    return float(flatwise.variant_info(variant).rho)
+
+
+def _assignment(part: str, text: str) -> tuple[str, Any]:
+    name, equals, value = part.partition("=")
+    if not equals:
+        raise LabError(f"in {text!r}, {part!r} is no option; options look like rho=0.5")
+    try:
+        return ALIASES.get(name, name), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return ALIASES.get(name, name), value
+
+
+def _check(method: Method) -> None:
+    # The core knows its options best: it builds the method around one weight, and its refusal is shown.
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        wrap(method, torch.optim.SGD([weight], lr=0.1), total_steps=100)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LabError(f"method {method.name!r}: {reason}") from error
+
+
+def wrap(method: Method, base: torch.optim.Optimizer, total_steps: int) -> Any:
+    """Build a method's optimizer around a base optimizer.
+
+    Args:
+        method: a method that has a variant.
+        base: the optimizer to wrap.
+        total_steps: steps of the whole training, for methods that ask for it.
+
+    Returns:
+        The core's optimizer.
+    """
+    options = dict(method.options)
+    if "window" in options:
+        options.setdefault("total_steps", total_steps)
+    return flatwise.create(method.variant, base, **options)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    # A separator inside brackets belongs to the value: sam:window=(0.5,1.0).
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def base_optimizer(config: CompareConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Build the optimizer that all methods share.
+
+    Args:
+        config: names it and its settings.
+        parameters: what it steps.
+
+    Returns:
+        SGD with momentum, or AdamW.
+    """
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

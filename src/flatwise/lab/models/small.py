@@ -1,0 +1,60 @@
+"""Two networks small enough to train many times on a CPU: one without and one with convolutions."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def mlp(side: int, classes: int) -> nn.Module:
+    """Build a perceptron with two hidden layers: 128 wide for images of up to 16 pixels, 256 for larger.
+
+    Args:
+        side: height and width of the images.
+        classes: number of classes.
+
+    Returns:
+        The network.
+    """
+    width = 128 if side <= 16 else 256
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(side * side, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
+    )
+
+
+def cnn_small(side: int, classes: int) -> nn.Module:
+    """Build two convolutions and two linear layers, with batch normalisation after each but the last.
+
+    Images of more than 16 pixels are pooled once more, so that the linear part stays the same order of size.
+    The normalisation makes the network indifferent to the scale of its weights; without it, a small network
+    collapses to a constant output at the radii that help against label noise.
+
+    Args:
+        side: height and width of the images.
+        classes: number of classes.
+
+    Returns:
+        The network.
+    """
+    width, hidden = 16, 128
+    pools = 1 if side <= 16 else 2
+    left = side // 2**pools
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        *([nn.MaxPool2d(2)] if pools == 2 else []),
+        nn.Flatten(),
+        nn.Linear(2 * width * left * left, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )

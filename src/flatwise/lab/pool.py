@@ -1,0 +1,158 @@
+"""Runs side by side: fresh Python processes with one thread each, started and spoken to through pipes.
+
+They are started as programs of their own, not with ``multiprocessing``, so that a comparison can be called
+from a notebook or a script without the ``if __name__ == "__main__"`` that the latter asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import TracebackType
+
+from flatwise.lab.config import CompareConfig
+from flatwise.lab.errors import LabError
+from flatwise.lab.folder import RunFolder
+from flatwise.lab.tasks import Event, perform
+
+
+class Pool:
+    """Some workers, or this process itself where one is enough.
+
+    Use it as a context: on leaving, also by an error or Ctrl-C, every worker has ended.
+
+    Args:
+        config: the settings, which every worker gets.
+        folder: the run folder.
+        workers: how many; with 1, the tasks run in this process.
+        on_event: takes the events ``epoch`` and ``notice`` of all tasks.
+    """
+
+    def __init__(
+        self, config: CompareConfig, folder: RunFolder, workers: int, on_event: Callable[[Event], None]
+    ) -> None:
+        self._config, self._folder, self._on_event = config, folder, on_event
+        self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._listeners: list[threading.Thread] = []
+        self._count = workers
+
+    def __enter__(self) -> Pool:
+        """Start the workers."""
+        if self._count > 1:
+            try:
+                for number in range(self._count):
+                    self._processes.append(self._start(number))
+                    self._send(number, {"config": asdict(self._config), "folder": str(self._folder.path)})
+            except BaseException:
+                self._stop()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers, whatever they are doing: what they wrote is whole."""
+        self._stop()
+
+    def run(self, tasks: Sequence[int | str]) -> None:
+        """Do tasks and wait for all of them.
+
+        Args:
+            tasks: numbers of runs, or ``"timing"``; they are begun in this order.
+
+        Raises:
+            LabError: a task failed, or a worker ended on its own.
+        """
+        if not self._processes:
+            self._run_here(tasks)
+            return
+        waiting = deque(tasks)
+        busy = sum(self._give(number, waiting) for number in range(len(self._processes)))
+        while busy:
+            number, event = self._events.get()
+            if event["event"] == "error":
+                raise LabError(event["text"])
+            if event["event"] == "ended":
+                code = self._processes[number].wait()
+                cause = ", out of memory?" if code == -9 else ""
+                raise LabError(
+                    f"a training process ended on its own (exit code {code}{cause}; see "
+                    f"{self._folder.worker_log(number)}); the same command continues from the last epoch"
+                )
+            if event["event"] == "done":
+                busy += self._give(number, waiting) - 1
+            else:
+                self._on_event(event)
+
+    def _run_here(self, tasks: Sequence[int | str]) -> None:
+        for task in tasks:
+            perform(self._config, self._folder, task, self._on_event)
+
+    def _give(self, number: int, waiting: deque[int | str]) -> int:
+        if not waiting:
+            return 0
+        self._send(number, waiting.popleft())
+        return 1
+
+    def _send(self, number: int, value: object) -> None:
+        pipe = self._processes[number].stdin
+        assert pipe is not None
+        # A worker that has ended is reported by the thread that listens to it.
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write(json.dumps(value) + "\n")
+            pipe.flush()
+
+    def _start(self, number: int) -> subprocess.Popen[str]:
+        # A worker finds the package wherever this process found it, and its libraries start one thread.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+        }
+        with self._folder.worker_log(number).open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flatwise.lab.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                text=True,
+                encoding="utf-8",
+                # Ctrl-C is for this process, which then ends the workers in order.
+                start_new_session=True,
+            )
+        listener = threading.Thread(target=self._listen, args=(number, process), daemon=True)
+        listener.start()
+        self._listeners.append(listener)
+        return process
+
+    def _listen(self, number: int, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._events.put((number, json.loads(line)))
+        self._events.put((number, {"event": "ended"}))
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for listener in self._listeners:
+            listener.join()
+        for number, process in enumerate(self._processes):
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+            log = self._folder.worker_log(number)
+            if log.exists() and log.stat().st_size == 0:
+                log.unlink()
+        self._processes, self._listeners = [], []

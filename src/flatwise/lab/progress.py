@@ -1,0 +1,87 @@
+"""What is shown while runs train: bars with the time left on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Bars:
+    """One bar for each method and one for the whole, on standard error.
+
+    Args:
+        plan: for each method its name and how many epochs all its runs have together.
+        owners: the method of each run, by the run's number.
+        weights: what an epoch of each method costs, relative to the base.
+        shown: whether to show anything but notices; off a terminal nothing is shown in any case.
+    """
+
+    def __init__(
+        self, plan: Mapping[str, int], owners: Mapping[int, str], weights: Mapping[str, float], *, shown: bool
+    ) -> None:
+        self._owners, self._weights = owners, weights
+        self._reached: dict[int, int] = {}
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        if shown and sys.stderr.isatty():
+            self._progress = _bars()
+            total = sum(epochs * weights[name] for name, epochs in plan.items())
+            self._whole = self._progress.add_task("all", total=total)
+            self._bars = {name: self._progress.add_task(name, total=epochs) for name, epochs in plan.items()}
+
+    def __enter__(self) -> Bars:
+        """Begin to draw."""
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Take an event.
+
+        Args:
+            event: ``epoch`` or ``notice``.
+        """
+        if event["event"] == "notice":
+            print(event["text"], file=sys.stderr)
+        if event["event"] == "epoch" and self._progress is not None:
+            name = self._owners[event["task"]]
+            steps = event["epoch"] - self._reached.get(event["task"], 0)
+            self._reached[event["task"]] = event["epoch"]
+            self._progress.advance(self._bars[name], steps)
+            self._progress.advance(self._whole, steps * self._weights[name])
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        # What stays on the screen is the table.
+        transient=True,
+    )
