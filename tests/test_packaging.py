@@ -30,9 +30,7 @@ def python(code: str) -> str:
 
 def test_importing_flatwise_imports_torch_and_the_standard_library_only():
     # what torch itself imports is not ours to answer for
-    code = (
-        "import sys, torch; before = set(sys.modules); import flatwise; print(*(set(sys.modules) - before))"
-    )
+    code = "import sys, torch; before = set(sys.modules); import flatwise; print(*(set(sys.modules) - before))"
     foreign = {
         name
         for name in python(code).split()

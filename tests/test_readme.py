@@ -3,7 +3,8 @@
 - `python` blocks of one page run in order, in one namespace, after `PRELUDE`.
 - `python raises` blocks must raise; the message must hold the text of the heading that they stand under.
 - `bash` blocks: each command must be one whose arguments can be checked here without doing the work.
-- `text` blocks quote an output: each line must stand in a record under docs/results/.
+- `text` blocks quote an output: each line must stand in a record under docs/results/. So must each line of a table
+  that stands under a heading of a quoted output ("What ... shows").
 
 A block in any other language fails, so that nothing is shown which nothing checks.
 """
@@ -94,9 +95,12 @@ def call(*command: str) -> str:
 
 
 def check_flatwise(arguments: list[str]) -> None:
-    """Parse the command line as the program does, and stop there."""
-    code = "import sys; from flatwise.cli import main; sys.exit(main())"
-    call(sys.executable, "-c", code, *arguments, "--print_config")
+    """Read the command line and its methods as the program does, and stop there."""
+    cli = pytest.importorskip("flatwise.cli")
+    methods = pytest.importorskip("flatwise.lab.methods", reason="needs flatwise[lab]")
+    config = cli._parse(arguments)
+    if config is not None:  # None: the help was asked for
+        methods.trained_methods(config)
 
 
 def check_make(arguments: list[str]) -> None:
@@ -125,21 +129,29 @@ def check_bash(block: Block) -> None:
             COMMANDS[words[0]](words[1:])
 
 
-def check_text(block: Block) -> None:
+def recorded(text: str) -> None:
+    """Each line must be one that a run printed."""
     records = [path.read_text().splitlines() for path in sorted((ROOT / "docs" / "results").glob("*.txt"))]
-    known = {line.rstrip() for record in records for line in record}
-    for line in block.text.splitlines():
-        assert not line.strip() or line.rstrip() in known, f"no record holds the line {line!r}"
+    known = {line.strip() for record in records for line in record}
+    for line in text.splitlines():
+        assert line.strip() in known | {""}, f"no record holds the line {line!r}"
+
+
+def quoted_tables(page: str) -> str:
+    """The tables under headings that say that an output is shown."""
+    sections = re.findall(r"^#+ What [^\n]* shows\n(.*?)(?=^#|\Z)", page, flags=re.MULTILINE | re.DOTALL)
+    return "\n".join(line for section in sections for line in section.splitlines() if line.startswith("|"))
 
 
 def check_page(page: str, name: str) -> None:
     blocks = blocks_of(page)
+    recorded(quoted_tables(page))
     run_python(blocks, name)
     for block in blocks:
         if block.info == "bash":
             check_bash(block)
         elif block.info == "text":
-            check_text(block)
+            recorded(block.text)
         else:
             assert block.info in ("python", "python raises"), f"{name}:{block.line} is in {block.info!r}"
 
@@ -162,8 +174,9 @@ def test_every_link_of_the_page_leads_to_a_file(path):
 
 
 def test_the_readme_has_blocks_of_each_kind():
-    kinds = {block.info for block in blocks_of((ROOT / "README.md").read_text())}
-    assert {"python", "bash", "text"} <= kinds
+    page = (ROOT / "README.md").read_text()
+    assert {block.info for block in blocks_of(page)} >= {"python", "bash"}
+    assert quoted_tables(page)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +192,8 @@ def test_the_readme_has_blocks_of_each_kind():
         "```bash\npip install flatwise[nosuchextra]\n```",
         "```bash\nrm -rf runs\n```",
         "```text\na line that no run ever printed\n```",
+        "## What it shows\n| method | accuracy |\n",
+        "```bash\nflatwise compare --methods nosuchmethod\n```",
         "```\nwithout a language\n```",
         "```python\nnever closed\n",
     ],
