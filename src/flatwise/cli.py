@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flatwise.lab.config import CompareConfig
 
 COMMANDS = ("compare",)
-USAGE_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config is None:
             return 0
         return _compare(config)
-    except (LabError, argparse.ArgumentError) as error:
+    except LabError as error:
         print(f"flatwise: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues where this one stopped.", file=sys.stderr)
         return INTERRUPTED
@@ -82,7 +82,7 @@ def _parse(words: list[str]) -> CompareConfig | None:
         UnknownNameError: a word that does not exist, with the nearest that does.
     """
     from flatwise.lab.config import CompareConfig
-    from flatwise.lab.errors import LabError, UnknownNameError
+    from flatwise.lab.errors import LabError, UnknownNameError, nearest
 
     if words in (["--version"], ["-V"]):
         from importlib.metadata import version
@@ -101,7 +101,8 @@ def _parse(words: list[str]) -> CompareConfig | None:
     flags = [option for action in parser._actions for option in action.option_strings]
     for word in words[1:]:
         if word.startswith("-") and word.partition("=")[0] not in flags and not _is_number(word):
-            raise UnknownNameError("option", word.partition("=")[0], flags)
+            option = word.partition("=")[0]
+            raise LabError(f"unknown option {option!r}{nearest(option, flags)} (flatwise compare --help lists all)")
     try:
         namespace = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
@@ -154,7 +155,7 @@ def _one_line(message: str) -> str:
     if found is None:
         return text
     name, reason = found[1].replace("-", "_"), found[2]
-    value = re.search(r"(?:Got value: |value )(\S+)", reason)
+    value = re.search(r"(?:Got|Given) value: (\S+)", reason)
     hint: Any = get_type_hints(CompareConfig).get(name)
     choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
     if choices and value is not None:

@@ -1,7 +1,6 @@
-"""The lab: experiments on real data, run from one command (``flatwise compare``) or from Python."""
+"""The lab: experiments on real data, from one command (``flatwise compare``) or from Python.
 
-from flatwise.lab.compare import compare
-from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import LabError
-
-__all__ = ["CompareConfig", "LabError", "compare"]
+>>> from flatwise.lab.compare import compare
+>>> from flatwise.lab.config import CompareConfig
+>>> results, folder, was_there = compare(CompareConfig(seeds=3))  # doctest: +SKIP
+"""

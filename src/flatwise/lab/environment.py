@@ -36,7 +36,8 @@ def describe(workers: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        # torch says itself which build it is; its metadata does not.
+        "packages": {**{name: _version(name) for name in PACKAGES}, "torch": torch.__version__},
         "processor": _processor(),
         "cores": cores(),
         "workers": workers,

@@ -8,7 +8,13 @@ from pathlib import Path
 
 
 class LabError(ValueError):
-    """A mistake in the settings, the data or the folder; its text is one line, fit to be shown as it is."""
+    """What keeps a comparison from running; its text is one line, fit to be shown as it is.
+
+    Attributes:
+        exit_code: what the command returns; 2 where the user can mend the command, 1 where something failed.
+    """
+
+    exit_code: int = 2
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -39,6 +45,12 @@ class UnknownNameError(LabError):
         super().__init__(f"unknown {kind} {word!r}{nearest(word, names)} (known: {', '.join(names)})")
 
 
+class TrainingError(LabError):
+    """A run that failed, or a training process that ended on its own."""
+
+    exit_code: int = 1
+
+
 class CannotWriteError(LabError):
     """A file or folder that cannot be written: the disk is full, or not ours.
 
@@ -46,6 +58,8 @@ class CannotWriteError(LabError):
         path: what was to be written.
         error: what the system said.
     """
+
+    exit_code: int = 1
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(f"cannot write {path}: {error.strerror or error}")

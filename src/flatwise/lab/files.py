@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -36,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
         raise CannotWriteError(path, error) from error
     finally:
         # After the rename there is nothing left to remove; after a failure, what was half written goes.
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -61,7 +63,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

@@ -154,6 +154,9 @@ class RunFolder:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            # What a killed process had half written; with the lock held, nobody is writing it any more.
+            for part in self.path.rglob(".*.part"):
+                part.unlink(missing_ok=True)
             yield
 
 

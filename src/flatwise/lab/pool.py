@@ -19,7 +19,7 @@ from dataclasses import asdict
 from types import TracebackType
 
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import LabError
+from flatwise.lab.errors import TrainingError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
@@ -70,7 +70,7 @@ class Pool:
             tasks: numbers of runs, or ``"timing"``; they are begun in this order.
 
         Raises:
-            LabError: a task failed, or a worker ended on its own.
+            TrainingError: a task failed, or a worker ended on its own.
         """
         if not self._processes:
             self._run_here(tasks)
@@ -80,11 +80,11 @@ class Pool:
         while busy:
             number, event = self._events.get()
             if event["event"] == "error":
-                raise LabError(event["text"])
+                raise TrainingError(event["text"])
             if event["event"] == "ended":
                 code = self._processes[number].wait()
                 cause = ", out of memory?" if code == -9 else ""
-                raise LabError(
+                raise TrainingError(
                     f"a training process ended on its own (exit code {code}{cause}; see "
                     f"{self._folder.worker_log(number)}); the same command continues from the last epoch"
                 )

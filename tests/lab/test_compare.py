@@ -1,0 +1,270 @@
+"""A whole comparison, in this process and in several."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatwise.lab import tasks
+from flatwise.lab.compare import command, compare, protocol
+from flatwise.lab.config import CompareConfig, flag
+from flatwise.lab.errors import LabError, TrainingError
+from flatwise.lab.pool import Pool
+
+Make = Callable[..., CompareConfig]
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatwise.lab.timing.BUDGET_SECONDS", 0.05)
+
+
+def numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on how and when a comparison ran: everything but the clock and the machine."""
+    clock = {"wall_time", "relative_time", "relative_time_quartiles", "step_seconds"}
+    methods = {
+        name: {key: value for key, value in record.items() if key not in clock}
+        for name, record in results["methods"].items()
+    }
+    return {"methods": methods, "paired": results["paired"], "data": results["data"]}
+
+
+def curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {
+        path.name: [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sorted((folder / "epochs").iterdir())
+    }
+
+
+def test_the_folder_holds_what_is_promised(tiny: Make) -> None:
+    results, folder, was_there = compare(tiny())
+    assert not was_there
+    assert {path.name for path in folder.path.iterdir()} == {
+        ".lock", "config.json", "environment.json", "results.json", "timing.json", "curves.png",
+        "epochs", "jobs",
+    }  # fmt: skip
+    assert json.loads(folder.results.read_text()) == json.loads(json.dumps(results))
+    assert folder.curves.read_bytes().startswith(b"\x89PNG")
+    config = json.loads(folder.config.read_text())
+    assert config["config"]["methods"] == "sgd,sam,asam"
+    assert config["config"]["lr"] == 0.05
+    assert [method["options"].get("rho") for method in config["methods"]] == [None, 0.5, 2.0]
+    environment = json.loads(folder.environment.read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["threads_per_worker"] == 1
+    assert len(curves(folder.path)) == 6
+    assert [method["gradient_evaluations_per_step"] for method in results["methods"].values()] == [
+        1.0,
+        2.0,
+        2.0,
+    ]
+
+
+def test_a_finished_folder_is_read_and_fresh_trains_again(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, folder, _ = compare(tiny())
+    trained: list[object] = []
+    perform = tasks.perform
+    monkeypatch.setattr("flatwise.lab.pool.perform", lambda *args: trained.append(args[2]) or perform(*args))
+    again, _, was_there = compare(tiny())
+    assert was_there
+    assert not trained
+    assert again == json.loads(folder.results.read_text())
+    renewed, _, was_there = compare(tiny(fresh=True))
+    assert not was_there
+    assert len(trained) == 7
+    assert numbers(renewed) == numbers(first)
+
+
+def test_the_callers_threads_and_random_state_stay(tiny: Make) -> None:
+    torch.set_num_threads(2)
+    state = torch.get_rng_state()
+    try:
+        compare(tiny(seeds=1))
+        assert torch.get_num_threads() == 2
+        assert torch.equal(state, torch.get_rng_state())
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_interrupt_is_continued(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _, _ = compare(tiny(fresh=True))
+    perform, count = tasks.perform, 0
+
+    def interrupted(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        perform(*args)
+
+    monkeypatch.setattr("flatwise.lab.pool.perform", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(tiny(fresh=True))
+    resumed, _, was_there = compare(tiny())
+    assert not was_there
+    assert count == 4 + 3 + 1  # three finished runs were kept; three more and the timing were left
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_equal_compute_reports_one_base_and_keeps_both(tiny: Make) -> None:
+    results, folder, _ = compare(tiny(methods="sgd,sam", equal_compute=True))
+    assert list(results["methods"]) == ["sgd", "sam"]
+    candidates = results["equal_compute"]["candidates"]
+    assert {name: record["epochs"] for name, record in candidates.items()} == {"sgd": 2, "sgd-2x-epochs": 4}
+    assert results["methods"]["sgd"] == candidates[results["equal_compute"]["chosen"]]
+    assert len(curves(folder.path)["sgd-2x-epochs-seed0.jsonl"]) == 4
+
+
+def test_nothing_is_written_where_the_settings_are_wrong(tiny: Make, tmp_path: Path) -> None:
+    for settings in ({"methods": "sgd,samm"}, {"train_size": 5000}):
+        with pytest.raises(LabError):
+            compare(tiny(**settings))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_number_of_processes_changes_no_number(tiny: Make) -> None:
+    alone, _, _ = compare(tiny(methods="sgd,sam"))
+    together, _, _ = compare(tiny(methods="sgd,sam", workers=2, fresh=True))
+    assert numbers(alone) == numbers(together)
+
+
+def test_a_worker_that_dies_is_one_error(tiny: Make) -> None:
+    config = tiny(methods="sgd,sam", epochs=500, workers=2).resolved()
+    from flatwise.lab.folder import RunFolder
+
+    folder = RunFolder(Path(config.out) / "dies")
+    folder.create()
+
+    def kill(event: dict[str, Any]) -> None:
+        pool._processes[0].kill()
+
+    with (
+        pytest.raises(TrainingError, match="ended on its own") as caught,
+        Pool(config, folder, 2, kill) as pool,
+    ):
+        pool.run([0, 1])
+    assert "out of memory?" in str(caught.value)
+    assert not pool._processes
+
+
+def test_an_error_in_a_worker_is_one_error(tiny: Make) -> None:
+    config = tiny(workers=2).resolved()
+    from flatwise.lab.folder import RunFolder
+
+    folder = RunFolder(Path(config.out) / "fails")
+    folder.create()
+    with (
+        pytest.raises(TrainingError, match="IndexError"),
+        Pool(config, folder, 2, lambda event: None) as pool,
+    ):
+        pool.run([999])
+    assert "Traceback" in folder.worker_log(0).read_text()
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in listed.read_text().split()] if listed.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the children through /proc")
+def test_a_killed_comparison_leaves_no_process_and_continues_bit_for_bit(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(methods="sgd,sam", model="cnn-small", epochs=12, workers=2)
+    whole, folder, _ = compare(replace(config, workers=1))
+    expected = curves(folder.path)
+    elsewhere = replace(config, out=str(tmp_path / "killed"))
+    words = [sys.executable, "-m", "flatwise", "compare", "--quiet"]
+    for name in ("methods", "model", "epochs", "workers", "out", "train_size", "seeds", "batch_size"):
+        words += [flag(name), str(asdict(elsewhere)[name])]
+    lines = tmp_path / "killed" / elsewhere.folder_name() / "epochs"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and any(path.stat().st_size for path in lines.iterdir())):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        # A random moment, another one in each run of the suite: the promise holds at every moment.
+        time.sleep(random.SystemRandom().uniform(0, 0.6))
+        workers = children(process.pid)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    deadline = time.monotonic() + 10
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "a worker outlived its comparison"
+        time.sleep(0.02)
+    resumed, folder, _ = compare(elsewhere)
+    assert numbers(resumed) == numbers(whole)
+    assert curves(folder.path) == expected
+
+
+def test_the_command_that_repeats_it(tiny: Make) -> None:
+    written = command(CompareConfig(methods="sgd,sam:rho=0.5", epochs=3, equal_compute=True).resolved())
+    assert written == 'flatwise compare --methods "sgd,sam:rho=0.5" --epochs 3 --lr "0.05" --equal-compute'
+
+
+def test_the_protocol_says_what_is_noisy_and_what_is_clean(tiny: Make) -> None:
+    config = tiny(seeds=1)
+    results, _, _ = compare(config)
+    said = protocol(config, results)
+    assert (
+        "180 training images, 72 of them (40 %) with a label made wrong, a uniformly drawn other class"
+        in said
+    )
+    assert "validation and test labels are right" in said
+    assert "all labels as they are" in protocol(replace(config, label_noise=0.0), results)
+
+
+@pytest.mark.slow
+def test_the_default_comparison_shows_the_gain(tmp_path: Path) -> None:
+    methods = "sgd,sam:rho=0.1,sam:rho=0.5,asam"
+    results, _, _ = compare(CompareConfig(methods=methods, out=str(tmp_path), seeds=3))
+    gains = {name: pair["difference"] for name, pair in results["paired"].items()}
+    assert gains["sam:rho=0.5"]["mean"] - gains["sam:rho=0.5"]["ci95"] > 0.10
+    assert gains["sam:rho=0.1"]["mean"] < 0.05
+    assert gains["asam"]["mean"] > 0.10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet8", "resnet20"])
+def test_residual_networks_on_fashion_mnist(tmp_path: Path, model: str) -> None:
+    try:
+        results, _, _ = compare(
+            CompareConfig(
+                methods="sgd,sam",
+                dataset="fashion-mnist",
+                model=model,
+                train_size=600,
+                epochs=3,
+                seeds=1,
+                label_noise=0.0,
+                augment="basic",
+                out=str(tmp_path),
+            )
+        )
+    except LabError as error:
+        pytest.skip(str(error))
+    assert results["methods"]["sgd"]["test_accuracy"]["mean"] > 0.3
