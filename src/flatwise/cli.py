@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import jsonargparse  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
-        print(
-            f"flatwise: error: the command line needs pip install 'flatwise[lab]' ({error})", file=sys.stderr
-        )
+        print(f"flatwise: error: the command line needs pip install 'flatwise[lab]' ({error})", file=sys.stderr)
         return 1
     from flatwise.lab.errors import LabError
 
@@ -125,9 +123,7 @@ def _parser() -> ArgumentParser:
         if hints[entry.name] is bool:
             parser.add_argument(flag(entry.name), action="store_true", help=helps[entry.name])
         else:
-            parser.add_argument(
-                flag(entry.name), type=hints[entry.name], default=entry.default, help=helps[entry.name]
-            )
+            parser.add_argument(flag(entry.name), type=hints[entry.name], default=entry.default, help=helps[entry.name])
     return parser
 
 

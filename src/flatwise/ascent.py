@@ -1,0 +1,247 @@
+"""Where to look: from a gradient to a perturbation (the ``ascent`` slot).
+
+The inner maximum of SAM, ``max L(w + eps)`` over ``||T^-1 eps||_p <= rho``, is solved to first order by the
+dual-norm formula (Foret et al., ICLR 2021, eq. 2; with T, Kwon et al., ICML 2021, eq. 7). With 1/p + 1/q = 1,
+
+    eps = rho * T * sign(Tg) * |Tg|^(q-1) / ||Tg||_q^(q-1)
+
+p = 2 gives rho T^2 g / ||Tg||, p = inf gives rho T sign(g), p = 1 puts all of it on the largest |Tg|.
+T = 1 is SAM, T = |w| + eta is ASAM.
+
+:class:`Ball` holds the formula twice: :meth:`Ball.perturbation` as printed, for automatic differentiation, and
+:meth:`Ball.climb`, which overwrites the gradient it is given and needs no copy. Tests hold one against the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatwise.norms import combine, joint_norm, packs
+from flatwise.weights import Displacement, Piece
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The direction of an ascent: ``eps = rho * scale * direction``, where the directions replaced the gradients.
+
+    Attributes:
+        scale: 0-dim tensor; 0 where the gradient is zero or not finite, so that nothing moves.
+        norm: the joint dual norm ``||Tg||_q``, 0-dim.
+        group_norms: the dual norm of each group, 0-dim each.
+    """
+
+    scale: Tensor
+    norm: Tensor
+    group_norms: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The set of perturbations ``||T^-1 eps||_p <= rho``.
+
+    Attributes:
+        p: order of the norm, 1 <= p <= inf.
+        adaptive: scale by ``T = diag(|w| + eta)`` (ASAM) instead of ``T = 1``, on every perturbed parameter.
+        eta: offset in T, >= 0. Without it a zero weight is never perturbed.
+    """
+
+    p: float = 2.0
+    adaptive: bool = False
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: if ``p < 1`` or ``eta`` is negative or not finite.
+        """
+        if not self.p >= 1:
+            raise ValueError(f"p must be at least 1 (1, 2, float('inf') or any number between), got {self.p!r}")
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta must be a finite number >= 0, got {self.eta!r}")
+        if self.eta and not self.adaptive:
+            raise ValueError(
+                f"eta={self.eta!r} has no effect without adaptive=True: pass adaptive=True, or leave eta out"
+            )
+
+    @property
+    def q(self) -> float:
+        """The dual order, 1/p + 1/q = 1."""
+        if self.p == 1:
+            return math.inf
+        return 1.0 if math.isinf(self.p) else self.p / (self.p - 1)
+
+    @torch.no_grad()
+    def climb(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]]) -> Climb:
+        """Overwrite gradients with the direction of the perturbation.
+
+        Args:
+            weights: per group, the weights (read only where ``adaptive``).
+            grads: per group, the gradients, shapes of the weights; overwritten.
+
+        Returns:
+            The scale and the norms; ``rho * scale * direction`` is the perturbation.
+        """
+        if self.adaptive:
+            self._times_t(weights, grads)
+        group_norms = tuple(joint_norm(gs, self.q) for gs in grads)
+        norm = combine(group_norms, self.q)
+        usable = torch.isfinite(norm) & (norm > 0)
+        unit = self._profile(grads, torch.where(usable, norm, 1))
+        if self.adaptive:
+            self._times_t(weights, grads)
+        return Climb(torch.where(usable, 1 / unit, 0), norm, group_norms)
+
+    def scaling(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``T = |w| + eta`` for each tensor of weights."""
+        scales = list(torch._foreach_abs(list(weights)))
+        if self.eta:
+            torch._foreach_add_(scales, self.eta)
+        return scales
+
+    def _times_t(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]]) -> None:
+        for ws, gs in zip(weights, grads, strict=True):
+            for w_pack, g_pack in packs(ws, gs):
+                torch._foreach_mul_(g_pack, self.scaling(w_pack))
+
+    def _profile(self, grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+        """Turn ``Tg`` into ``sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
+        if self.p == 2:
+            return norm
+        one, peaks = torch.ones_like(norm), torch.zeros_like(norm)
+        for (pack,) in packs(g for gs in grads for g in gs):
+            signs = torch._foreach_sign(pack)
+            here = norm.to(pack[0].device)
+            if self.p == 1:
+                # Elements that tie for the largest share the radius; one of them alone would depend on the order.
+                for g, sign in zip(pack, signs, strict=True):
+                    g.copy_(sign * (g.abs() == here))
+                    peaks += g.count_nonzero().to(peaks)
+            elif math.isinf(self.p):
+                torch._foreach_copy_(pack, signs)
+            else:
+                torch._foreach_div_(pack, here)
+                torch._foreach_abs_(pack)
+                torch._foreach_pow_(pack, self.q - 1)
+                torch._foreach_mul_(pack, signs)
+        return torch.where(peaks > 0, peaks, 1) if self.p == 1 else one
+
+    def perturbation(self, weights: Sequence[Tensor], grads: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
+        """Return the perturbation as printed in the papers, differentiable in weights and gradients.
+
+        Args:
+            weights: the weights w.
+            grads: the gradients g, same shapes, possibly with a graph.
+            rhos: radius of each tensor's group.
+
+        Returns:
+            eps, same shapes. The scaling T is treated as a function of w, as the ball is.
+        """
+        scales = [w.abs() + self.eta if self.adaptive else torch.ones_like(w) for w in weights]
+        scaled = [t * g for t, g in zip(scales, grads, strict=True)]
+        norm = torch.linalg.vector_norm(torch.cat([s.flatten() for s in scaled]), self.q)
+        if self.p == 1:
+            hits = [(s.abs() == norm).to(s) for s in scaled]
+            count = torch.stack([h.sum() for h in hits]).sum()
+            profile = [s.sign() * h / count for s, h in zip(scaled, hits, strict=True)]
+        elif self.p == 2:
+            profile = [s / norm for s in scaled]
+        else:
+            profile = [s.sign() * (s.abs() / norm) ** (self.q - 1) for s in scaled]
+        return [rho * t * u for rho, t, u in zip(rhos, scales, profile, strict=True)]
+
+
+@dataclass(frozen=True)
+class GradientAscent:
+    """Climb along the gradient to the surface of a ball: SAM, ASAM, and their many-step form.
+
+    Attributes:
+        ball: the set searched.
+        steps: gradient steps of the inner maximisation, n >= 1 (App. C.6 of the paper). Every step has the length
+            of the radius and is followed by the projection onto the ball; one step is the paper's method.
+    """
+
+    ball: Ball = Ball()
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of steps.
+
+        Raises:
+            ValueError: if ``steps`` is not a whole number >= 1.
+        """
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ValueError(f"ascent_steps must be a whole number >= 1, got {self.steps!r}")
+
+
+class ProjectedAscent:
+    """The state of an inner maximisation of several steps: where it started and how far it has come."""
+
+    def __init__(self, ball: Ball, displacement: Displacement) -> None:
+        self._ball = ball
+        self._displacement = displacement
+        self._starts: dict[Tensor, Tensor] = {}
+        self._offsets: dict[Tensor, Tensor] = {}
+        self._rhos: dict[Tensor, float] = {}
+
+    @torch.no_grad()
+    def advance(self, groups: Sequence[Sequence[Piece]], rhos: Sequence[float]) -> Climb:
+        """Take one step of length rho along the gradient at the present point, and project onto the ball.
+
+        Args:
+            groups: pieces with the gradients at the present point; consumed.
+            rhos: radius of each group.
+
+        Returns:
+            The climb of this step. The weights are moved.
+        """
+        new = [piece.param for pieces in groups for piece in pieces if piece.param not in self._starts]
+        if new:
+            self._starts.update(zip(new, self._displacement.keep(new), strict=True))
+        climb = self._ball.climb(
+            [[self._starts[piece.param] for piece in pieces] for pieces in groups],
+            [[piece.grad for piece in pieces] for pieces in groups],
+        )
+        for pieces, rho in zip(groups, rhos, strict=True):
+            for piece in pieces:
+                piece.grad.mul_(climb.scale.to(piece.grad.device) * rho)
+                known = self._offsets.get(piece.param)
+                self._offsets[piece.param] = piece.grad if known is None else known.add_(piece.grad)
+                self._rhos[piece.param] = rho
+        self._project()
+        params = list(self._offsets)
+        self._displacement.place(params, [self._starts[p] for p in params], list(self._offsets.values()))
+        return climb
+
+    def radius(self) -> Tensor:
+        """Return ``||T^-1 eps||_p``, 0-dim, with every group's radius counted as its own."""
+        return joint_norm(self._relative(), self._ball.p)
+
+    def _relative(self, *, unit: bool = False) -> list[Tensor]:
+        """Return ``T^-1 eps``, or ``T^-1 eps / rho`` with ``unit``."""
+        result = []
+        for param, offset in self._offsets.items():
+            relative = offset / self._rhos[param] if unit else offset
+            if self._ball.adaptive:
+                (scale,) = self._ball.scaling([self._starts[param]])
+                relative = torch.where(scale > 0, relative / scale, 0)
+            result.append(relative)
+        return result
+
+    def _project(self) -> None:
+        if math.isinf(self._ball.p):
+            for param, offset in self._offsets.items():
+                bound = torch.full_like(offset, self._rhos[param])
+                if self._ball.adaptive:
+                    bound.mul_(self._ball.scaling([self._starts[param]])[0])
+                offset.clamp_(-bound, bound)
+            return
+        # For p = 2 pulling back along the ray is the projection; for other p it is the point of the ball on the ray.
+        length = joint_norm(self._relative(unit=True), self._ball.p)
+        for offset in self._offsets.values():
+            offset.mul_(torch.where(length > 1, 1 / length, 1).to(offset.device))

@@ -1,0 +1,111 @@
+"""Reading the arguments of :class:`flatwise.SAM`: one clear error for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+OPTIONS = (
+    "rho", "p", "adaptive", "eta", "ascent_steps", "second_order", "ascent", "descent", "schedule", "batching",
+    "micro_batch_size", "ascent_fraction", "every", "window", "total_steps", "model", "fresh_masks",
+)  # fmt: skip
+
+
+def checked_radius(rho: Any) -> float:
+    """Return a radius as a number.
+
+    Args:
+        rho: what the user gave, or what a schedule returned.
+
+    Returns:
+        The radius.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+        TypeError: if it is not a number.
+    """
+    try:
+        number = float(rho)
+    except (TypeError, ValueError):
+        raise TypeError(f"rho must be a number, or a function of the step that returns one, got {rho!r}") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"rho must be a finite number >= 0, got {rho!r}")
+    return number
+
+
+def unknown_options(names: Iterable[str]) -> TypeError:
+    """Return the error for keywords that nobody knows, with the nearest known one.
+
+    Args:
+        names: the keywords.
+
+    Returns:
+        The error, to be raised.
+    """
+    parts = []
+    for name in names:
+        near = difflib.get_close_matches(name, OPTIONS, n=1)
+        parts.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return TypeError(f"SAM got unknown options: {', '.join(parts)}. Known: {', '.join(OPTIONS)}")
+
+
+def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> Optimizer:
+    """Return the base optimizer from either form of construction.
+
+    Args:
+        params_or_base: a ready optimizer, or parameters.
+        factory: None, or the class (or any callable) that makes the optimizer from parameters.
+        arguments: keywords for the factory.
+
+    Returns:
+        The base optimizer.
+
+    Raises:
+        TypeError: if the arguments are of the wrong kind.
+        ValueError: if the optimizer cannot be a base.
+    """
+    if isinstance(params_or_base, Optimizer):
+        if factory is not None:
+            raise TypeError("SAM was given a ready optimizer and a class to make one: leave the class out")
+        if arguments:
+            raise unknown_options(arguments)
+        base = params_or_base
+    elif callable(factory):
+        params = params_or_base if isinstance(params_or_base, torch.Tensor) else list(params_or_base)
+        if isinstance(params, list) and not params:
+            raise ValueError("SAM got an empty parameter list: pass model.parameters() of a model that has some")
+        base = _call(factory, params, arguments)
+    else:
+        raise TypeError(
+            "SAM needs a base optimizer. Write SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05) or "
+            "SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)"
+        )
+    if isinstance(base, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS cannot be the base of SAM: it evaluates the loss at points of its own choice inside one step, so "
+            "there is no single gradient at w + eps to hand to it. Use SGD, Adam, AdamW or another one-gradient optimizer"
+        )
+    if hasattr(base, "base_optimizer") and hasattr(base, "perturb"):
+        raise ValueError("the base optimizer is already a SAM: wrap the plain optimizer once")
+    return base
+
+
+def _call(factory: Callable[..., Any], params: Any, arguments: dict[str, Any]) -> Optimizer:
+    try:
+        base = factory(params, **arguments)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        name = getattr(factory, "__name__", "the base optimizer")
+        wrong = [key for key in arguments if f"'{key}'" in str(error)]
+        near = difflib.get_close_matches(wrong[0], OPTIONS, n=1) if wrong else []
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise TypeError(f"neither SAM nor {name} knows this option: {error}{hint}") from error
+    if not isinstance(base, Optimizer):
+        raise TypeError(f"the base optimizer must be a torch.optim.Optimizer, got {type(base).__name__}")
+    return base

@@ -1,0 +1,211 @@
+"""What a second pass must not leave behind: buffers updated twice, random numbers drawn twice.
+
+After a step, BatchNorm statistics and every other buffer, and torch's random state, are those of one plain pass.
+
+Modules are found without being told. Until every parameter of the optimizer has been seen inside a module that was
+called, a global forward hook notes the outermost modules; then it goes away. A function that was compiled before
+hides its modules from that hook: there, and where a module is replaced later, pass ``model=``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+LARGE = 1 << 20
+"""Buffers above this many bytes (masks, tables) are copied only if the first pass was seen to write them.
+
+Smaller ones are always copied: eager BatchNorm on the CPU writes its statistics without raising their version.
+"""
+
+
+class RandomState:
+    """The state of torch's generators: the CPU's, and those of the devices in use."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._cpu = torch.get_rng_state()
+        self._others = [
+            (device, torch.get_device_module(device.type).get_rng_state(device))
+            for device in devices
+            if device.type not in ("cpu", "meta")
+        ]
+
+    def put(self) -> None:
+        """Set the generators to this state."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._others:
+            torch.get_device_module(device.type).set_rng_state(state, device)
+
+
+class _Start:
+    """A forward pre-hook that tells the guard when a pass begins. Copied or pickled with a model it does nothing."""
+
+    def __init__(self, guard: PassGuard) -> None:
+        self._guard = weakref.ref(guard)
+
+    def __call__(self, module: Module, args: Any) -> None:
+        guard = self._guard()
+        if guard is not None:
+            guard.saw(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_nothing_to_start, ())
+
+
+def ignore_start(module: Module, args: Any) -> None:
+    """Do nothing: what is left of the hook in a copied or pickled model."""
+
+
+def _nothing_to_start() -> Any:
+    return ignore_start
+
+
+class PassGuard:
+    """Makes the second pass of a step leave no trace in buffers and random state.
+
+    Used as ``start()``, first pass, ``between()``, second pass, ``end()``. In the forms of call where the first pass
+    happens outside flatwise, a forward hook calls ``start()``.
+
+    Args:
+        params: the optimizer's parameters.
+        model: the module that holds all buffers, or None to find the modules by watching.
+        fresh_masks: draw new random numbers in the second pass instead of the same.
+    """
+
+    def __init__(self, params: Iterable[Tensor], model: Module | None, *, fresh_masks: bool = False) -> None:
+        self.fresh_masks = fresh_masks
+        self._params: list[Tensor] = []
+        self._roots: list[weakref.ref[Module]] = []
+        self._seen: set[int] = set()
+        self._unseen_params: set[int] = set()
+        self._holders: list[Module] | None = None
+        self._begun: RandomState | None = None
+        self._versions: dict[int, int] = {}
+        self._kept: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._after: RandomState | None = None
+        self._watch: Any = None
+        self._root_hooks: list[Any] | None = None
+        self._in_step = False
+        if model is not None:
+            self._add_root(model)
+        self.expect(params)
+
+    def expect(self, params: Iterable[Tensor]) -> None:
+        """Look for the modules of these parameters during the next pass.
+
+        Args:
+            params: parameters of the optimizer.
+        """
+        new = list(params)
+        self._params += new
+        covered = {id(p) for root in self._modules() for p in root.parameters()}
+        self._unseen_params |= {id(p) for p in new} - covered
+        self._holders = None
+        if self._watch is None:
+            self._watch = register_module_forward_pre_hook(_Start(self))
+            weakref.finalize(self, self._watch.remove)
+
+    def _modules(self) -> list[Module]:
+        return [module for ref in self._roots if (module := ref()) is not None]
+
+    def _add_root(self, module: Module) -> None:
+        self._roots.append(weakref.ref(module))
+        self._seen |= {id(m) for m in module.modules()}
+        self._unseen_params -= {id(p) for p in module.parameters()}
+        self._holders = None
+        if self._root_hooks is not None:
+            self._root_hooks.append(module.register_forward_pre_hook(_Start(self)))
+
+    def saw(self, module: Module) -> None:
+        """Note that a module is being called. Outermost modules come before the modules inside them."""
+        if id(module) not in self._seen:
+            self._add_root(module)
+        if not self._in_step and self._begun is None and torch.is_grad_enabled():
+            self.start()
+
+    def start(self) -> None:
+        """Remember the state at the beginning of the first pass."""
+        self._begun = RandomState({p.device for p in self._params})
+        self._versions = {id(b): b._version for _, _, b in self._buffers() if b.nbytes > LARGE}
+
+    def forget_start(self) -> None:
+        """Let the next call of a module begin a new first pass."""
+        if not self._in_step:
+            self._begun = None
+
+    def enter_step(self) -> None:
+        """Stop listening to modules: flatwise itself runs the passes."""
+        self._in_step = True
+        self.start()
+
+    def leave_step(self) -> None:
+        """Listen again, and forget what was kept."""
+        self._in_step = False
+        self._begun = self._after = None
+        self._kept, self._copies = [], []
+
+    def first_pass_done(self) -> None:
+        """Stop watching all modules once every parameter has been seen."""
+        if self._watch is not None and not self._unseen_params:
+            self._watch.remove()
+            self._watch = None
+
+    def listen_to_roots(self) -> None:
+        """Learn from the outermost modules when a first pass begins outside flatwise."""
+        if self._root_hooks is None:
+            self._root_hooks = [m.register_forward_pre_hook(_Start(self)) for m in self._modules()]
+            for hook in self._root_hooks:
+                weakref.finalize(self, hook.remove)
+
+    def between(self) -> None:
+        """Copy the buffers as the first pass left them, and rewind the random state."""
+        self._in_step = True
+        self._kept = self._buffers()
+        self._copies = [
+            (b, b.clone()) for _, _, b in self._kept if b.nbytes <= LARGE or self._versions.get(id(b)) != b._version
+        ]
+        self._after = RandomState({p.device for p in self._params})
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Set the random state to the beginning of the first pass, unless new masks are wanted."""
+        if self._begun is not None and not self.fresh_masks:
+            self._begun.put()
+
+    @torch.no_grad()
+    def end(self, *, keep_random: bool = False) -> None:
+        """Put buffers and random state back to where the first pass left them. Safe to call twice.
+
+        Args:
+            keep_random: leave the random state alone (the first pass saw only a part of the batch).
+        """
+        for holder, name, buffer in self._kept:
+            if holder.get(name) is not buffer:
+                holder[name] = buffer  # the second pass bound a new tensor to the name
+        for buffer, copy in self._copies:
+            buffer.copy_(copy)
+        if self._after is not None and not keep_random:
+            self._after.put()
+
+    def _buffers(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
+        if self._holders is None:
+            found = {id(m): m for root in self._modules() for m in root.modules() if m._buffers}
+            self._holders = list(found.values())
+        seen: set[int] = set()
+        result: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        for module in self._holders:
+            if isinstance(module, _NormBase) and not module.training:
+                continue  # frozen statistics are only read
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    result.append((module._buffers, name, buffer))
+        return result

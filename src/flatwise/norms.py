@@ -1,0 +1,147 @@
+"""One joint norm over many tensors, whatever their devices, dtypes and layouts.
+
+The radius of SAM is a radius in the space of *all* perturbed weights, so its norm is one number over all of
+them. Three things go wrong elsewhere and are settled here: half-precision gradients whose squares leave the
+range of float16, tiny or huge float32 gradients whose squares leave the range of float32, and parameters
+spread over devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+SMALL = 1 << 16
+"""Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a norm of ``dtype`` is accumulated: float32 or better."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _kinds(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Group tensors by device and dtype, since one foreach call serves one kind."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(kinds.values())
+
+
+def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Tensor], ...]]:
+    """Cut parallel lists of tensors into packs of one device and dtype with at most ``limit`` elements each.
+
+    Args:
+        *lists: lists of equal length whose i-th tensors belong together.
+        limit: elements per pack (of the first list); a single tensor that is larger makes a pack of its own.
+
+    Returns:
+        The packs, each a tuple of parallel lists. Temporaries made pack by pack stay small beside the weights.
+    """
+    open_packs: dict[tuple[object, ...], tuple[int, tuple[list[Tensor], ...]]] = {}
+    result: list[tuple[list[Tensor], ...]] = []
+    for row in zip(*lists, strict=True):
+        if not row[0].numel():
+            continue
+        kind = tuple((t.device, t.dtype) for t in row)
+        size, pack = open_packs.get(kind, (limit, ()))
+        if size + row[0].numel() > limit:
+            size, pack = 0, tuple([] for _ in row)
+            result.append(pack)
+        for part, tensor in zip(pack, row, strict=True):
+            part.append(tensor)
+        open_packs[kind] = (size + row[0].numel(), pack)
+    return result
+
+
+def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
+    """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
+    norms = [torch.linalg.vector_norm(t, q, dtype=dtype) for t in kind if t.numel() >= SMALL]
+    for (pack,) in packs(t for t in kind if t.numel() < SMALL):
+        flat = pack[0] if len(pack) == 1 else _flatten_dense_tensors(pack)
+        norms.append(torch.linalg.vector_norm(flat, q, dtype=dtype))
+    return norms
+
+
+def _device_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
+    """Norms on an accelerator: one foreach launch, nothing read back."""
+    return list(torch._foreach_norm(kind, q, dtype=dtype))
+
+
+def _all_norms(tensors: Sequence[Tensor], q: float, dtype: torch.dtype | None = None) -> list[Tensor]:
+    norms: list[Tensor] = []
+    for kind in _kinds(tensors):
+        of_kind = _host_norms if kind[0].device.type == "cpu" else _device_norms
+        norms += of_kind(kind, q, dtype or accumulation_dtype(kind[0].dtype))
+    return norms
+
+
+def combine(norms: Sequence[Tensor], q: float) -> Tensor:
+    """Return the ``q``-norm of a vector whose parts have the ``q``-norms ``norms`` (0-dim tensors)."""
+    if len(norms) == 1:
+        return norms[0]
+    first = norms[0]
+    dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+    return torch.linalg.vector_norm(torch.stack([n.to(first.device, dtype) for n in norms]), q)
+
+
+@torch.no_grad()
+def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
+    """Return the ``q``-norm of all tensors taken as one vector.
+
+    Args:
+        tensors: dense real tensors of any shapes, dtypes and devices; empty ones count as nothing.
+        q: order, 1 <= q <= inf.
+
+    Returns:
+        A 0-dim tensor on the device of the first tensor, float32, or float64 where any tensor is float64.
+        On the CPU a float32 result of 0 or infinity is taken again in float64, since squares of float32
+        numbers below 1e-23 or above 1e19 leave the range of float32. On an accelerator that would wait
+        for the device, so it is not done there.
+    """
+    norms = _all_norms(tensors, q)
+    if not norms:
+        return torch.zeros((), device=tensors[0].device if len(tensors) else None)
+    total = combine(norms, q)
+    if total.device.type == "cpu" and total.dtype == torch.float32:
+        value = float(total)
+        if value == 0.0 or math.isinf(value):
+            return combine(_all_norms(tensors, q, torch.float64), q)
+    return total
+
+
+@torch.no_grad()
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Tell whether every element of every tensor is finite, without waiting for a device.
+
+    Args:
+        tensors: dense real tensors.
+
+    Returns:
+        A 0-dim bool tensor on the device of the first tensor.
+    """
+    verdicts: list[Tensor] = []
+    for kind in _kinds(tensors):
+        small = kind if kind[0].device.type != "cpu" else [t for t in kind if t.numel() < SMALL]
+        if small:
+            # The check of torch.amp.GradScaler: one launch, scaling by exactly 1.
+            found = torch.zeros((), device=small[0].device)
+            torch._amp_foreach_non_finite_check_and_unscale_(small, found, torch.ones_like(found))
+            verdicts.append(found == 0)
+        # For large tensors on the CPU that check also writes every byte back; a sum of magnitudes only reads.
+        verdicts += [_finite_large(t) for t in kind if t.device.type == "cpu" and t.numel() >= SMALL]
+    if not verdicts:
+        return torch.ones((), dtype=torch.bool)
+    first = verdicts[0]
+    return first if len(verdicts) == 1 else torch.stack([v.to(first.device) for v in verdicts]).all()
+
+
+def _finite_large(tensor: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype))
+    # An infinite norm may also mean that finite squares left the range; only then look at every element.
+    return torch.isfinite(norm) if not torch.isinf(norm) else torch.isfinite(tensor).all()

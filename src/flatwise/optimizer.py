@@ -1,0 +1,591 @@
+"""Sharpness-Aware Minimization as a ``torch.optim.Optimizer`` around another one.
+
+One step, whatever the four slots answer::
+
+    g   = gradient at w
+    eps = ascent(g, w)                      ||T^-1 eps||_p = rho
+    w  <- w + eps                           in place; an exact copy of w is kept
+    g'  = gradient at w + eps
+    w  <- the copy                          bit for bit, also when anything raised
+    base_optimizer.step() with g'
+
+This file is plumbing: forms of call, groups, state. The mathematics is in ``ascent`` and ``descent``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from flatwise.ascent import Ball, GradientAscent
+from flatwise.batching import Batching
+from flatwise.construct import checked_radius, make_base
+from flatwise.descent import PerturbedGradient
+from flatwise.guards import PassGuard
+from flatwise.look import Look
+from flatwise.passes import NO_CLOSURE, Closure, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
+from flatwise.record import StepRecord
+from flatwise.schedule import Radius, Schedule
+from flatwise.update import withhold_nonfinite
+
+_NO_BATCH: Any = object()
+_STEP = "sam_step"
+
+
+class SAM(Optimizer):
+    """Sharpness-Aware Minimization (Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021) around any base optimizer.
+
+    ``SAM(base, rho)`` wraps a ready optimizer; ``SAM(params, cls, rho, **arguments)`` makes it, as users of older SAM
+    code know. ``param_groups``, ``state`` and ``defaults`` are the base's own; each group has its ``rho`` beside its
+    ``lr`` (``sam_rho`` where the base has a ``rho`` of its own, as Adadelta does). A group with ``rho=0`` is left out
+    of the norm, the copy and the perturbation.
+
+    Args:
+        params_or_base: a ready optimizer, or parameters or groups of them.
+        base_optimizer: with parameters, the optimizer class (or a callable that makes one from parameters).
+        rho: radius of the ball, >= 0, in units of the weights; or a function of the step (0, 1, ...) that returns
+            it for every group that has no number of its own.
+        p: order of the ball's norm, 1 <= p <= inf.
+        adaptive: scale the ball by ``|w| + eta`` (ASAM; Kwon et al., ICML 2021), on every parameter. Wants a
+            radius about ten times larger.
+        eta: offset of the scaling, >= 0.
+        ascent_steps: gradient steps of the inner maximisation (App. C.6).
+        second_order: add the term that SAM drops (section 3): one Hessian-vector product, as a third pass.
+        ascent: the slot as an object, instead of ``p``, ``adaptive``, ``eta`` and ``ascent_steps``.
+        descent: the slot as an object, instead of ``second_order``.
+        schedule: the slot as an object, instead of ``every``, ``window`` and ``total_steps``.
+        batching: the slot as an object, instead of ``micro_batch_size`` and ``ascent_fraction``.
+        micro_batch_size: m of m-sharpness: one perturbation for each m samples. Needs ``step(loss_fn, batch)``.
+        ascent_fraction: share of the batch that the ascent sees. Needs ``step(loss_fn, batch)``.
+        every: perturb on every k-th step only.
+        window: perturb only between these fractions of ``total_steps``.
+        total_steps: planned length of the training, where ``window`` needs it.
+        model: the module whose buffers to protect, where it cannot be found by watching (a loss function that was
+            compiled before the first step). Not saved.
+        fresh_masks: draw new dropout masks in the second pass instead of the same ones.
+        **arguments: for the base optimizer's class.
+    """
+
+    base_optimizer: Optimizer
+    last: StepRecord
+    """What the latest step did."""
+
+    _wired = False
+
+    @overload
+    def __init__(self, params_or_base: Optimizer, rho: Radius = 0.05, /, **options: Any) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        params_or_base: Iterable[Any],
+        base_optimizer: Callable[..., Optimizer],
+        rho: Radius = 0.05,
+        **options: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, params_or_base: Any, **options: Any) -> None: ...
+
+    def __init__(
+        self,
+        params_or_base: Any,
+        base_optimizer: Any = None,
+        rho: Any = None,
+        *,
+        p: float = 2.0,
+        adaptive: bool = False,
+        eta: float = 0.0,
+        ascent_steps: int = 1,
+        second_order: bool = False,
+        ascent: GradientAscent | None = None,
+        descent: PerturbedGradient | None = None,
+        schedule: Schedule | None = None,
+        batching: Batching | None = None,
+        micro_batch_size: int | None = None,
+        ascent_fraction: float = 1.0,
+        every: int = 1,
+        window: tuple[float, float] = (0.0, 1.0),
+        total_steps: int | None = None,
+        model: Module | None = None,
+        fresh_masks: bool = False,
+        **arguments: Any,
+    ) -> None:
+        if isinstance(params_or_base, Optimizer) and base_optimizer is not None and rho is None:
+            base_optimizer, rho = None, base_optimizer  # SAM(base, 0.05)
+        rho = 0.05 if rho is None else rho
+        self._rho_function: Callable[[int], float] | None = rho if callable(rho) else None
+        radius = checked_radius(rho(0) if callable(rho) else rho)
+        by_name = (
+            ("ascent", ascent, (p, adaptive, eta, ascent_steps) != (2.0, False, 0.0, 1)),
+            ("descent", descent, second_order),
+            ("schedule", schedule, (every, tuple(window), total_steps) != (1, (0.0, 1.0), None)),
+            ("batching", batching, (micro_batch_size, ascent_fraction) != (None, 1.0)),
+        )
+        for slot, value, shorthand in by_name:
+            if value is not None and shorthand:
+                raise TypeError(f"{slot}= and its short options were both given: put the options into {slot}=")
+        self._ascent = ascent or GradientAscent(Ball(p, adaptive, eta), ascent_steps)
+        self._descent = descent or PerturbedGradient(second_order)
+        self._schedule = schedule or Schedule(every, window, total_steps)
+        self._batching = batching or Batching(micro_batch_size, ascent_fraction)
+        if self._descent.second_order and self._ascent.steps > 1:
+            raise ValueError("second_order=True is defined for one ascent step: leave ascent_steps at 1")
+        self._fresh_masks = fresh_masks
+        base = make_base(params_or_base, base_optimizer, arguments)
+        self._rho_key = "sam_rho" if "rho" in base.defaults else "rho"
+        for group in base.param_groups:  # before anything of the base is changed
+            checked_radius(group.get(self._rho_key, radius))
+        if not any(group["params"] for group in base.param_groups):
+            raise ValueError("SAM got an empty parameter list: pass model.parameters() of a model that has some")
+        self.base_optimizer = base
+        super().__init__(base.param_groups, {**base.defaults, self._rho_key: radius})
+        self._wire(radius, model)
+
+    def _wire(self, radius: float, model: Module | None = None) -> None:
+        """Set up what is not saved: hooks and the guard."""
+        self._default_rho = radius
+        self._wired = True
+        self._fixed: list[bool] = getattr(self, "_fixed", [])
+        self._look: Look | None = None
+        self._armed = self._unchecked = False
+        self.last = StepRecord()
+        self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
+        self._guarded = 0
+        self.base_optimizer.register_step_pre_hook(self._before_base_step)
+        self.base_optimizer.register_step_post_hook(self._after_base_step)
+        self._adopt_groups()
+
+    def _adopt_groups(self) -> None:
+        """Give radii to groups that are new to us, also when they were added to the base."""
+        groups = self.base_optimizer.param_groups
+        self._fixed += [self._rho_key in group for group in groups[len(self._fixed) :]]
+        for group in groups:
+            group.setdefault(self._rho_key, self._default_rho)
+            group.setdefault(_STEP, 0)
+        if len(groups) > self._guarded:
+            self._guard.expect(p for g in groups[self._guarded :] for p in g["params"])
+            self._guarded = len(groups)
+
+    # The base's groups, state and defaults are the only ones: a second copy would go stale.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base optimizer's own parameter groups, with ``rho`` in each."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._wired:
+            self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's own state."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._wired:
+            self.base_optimizer.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer, with a radius.
+
+        Args:
+            param_group: as for the base, with an optional ``"rho"``.
+        """
+        if not self._wired:
+            return  # torch's constructor shows us the groups that the base already has
+        checked_radius(param_group.get(self._rho_key, self._default_rho))
+        self.base_optimizer.add_param_group(param_group)
+        self._adopt_groups()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters.
+
+        Args:
+            set_to_none: remove them instead of filling them with zeros.
+        """
+        self.base_optimizer.zero_grad(set_to_none)
+        self._guard.forget_start()
+
+    # Forms of call
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Closure) -> Tensor: ...
+
+    @overload
+    def step(self, closure: Callable[[Any], Any], batch: Any) -> Tensor: ...
+
+    def step(self, closure: Any = None, batch: Any = _NO_BATCH) -> Any:
+        """Take one step.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward()`` and returns the loss; it runs twice,
+                with gradients enabled. With ``batch``: a function of the batch that returns its mean loss, and
+                flatwise does the rest. None only after :meth:`restore`, as frameworks call it: the base's step.
+            batch: any nesting of tuples, lists and mappings of tensors.
+
+        Returns:
+            The loss at w, detached; None without a closure.
+
+        Raises:
+            RuntimeError: if there is no closure, no gradient, or gradients were not cleared. Weights, gradients
+                aside, are as before.
+        """
+        for hook in list(self._optimizer_step_pre_hooks.values()):
+            hook(self, (closure,), {})
+        if closure is None:
+            result = self._step_without_closure()
+        else:
+            result = self._step_with_closure(closure, batch)
+        for hook in list(self._optimizer_step_post_hooks.values()):
+            hook(self, (closure,), {})
+        return result
+
+    step.hooked = True  # type: ignore[attr-defined]  # global step hooks fire in the base's step, once
+
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """Move the weights to w + eps, along the gradients that the first backward pass left in ``.grad``.
+
+        The gradients are used up: ``.grad`` is None afterwards, whatever ``zero_grad`` says. Always run the second pass
+        and :meth:`second_step`, also where the schedule is not active and the weights stay at w.
+
+        Args:
+            zero_grad: accepted for users of older code.
+
+        Returns:
+            Whether the weights were moved.
+
+        Raises:
+            RuntimeError: if there are no gradients, or the weights are already moved.
+        """
+        del zero_grad
+        return self._open("first_step()", always=True)
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Bring the weights back and let the base optimizer step with the gradients at w + eps.
+
+        Args:
+            zero_grad: clear the gradients afterwards.
+
+        Raises:
+            RuntimeError: if :meth:`first_step` was not called, or there are no gradients.
+        """
+        if self._look is None:
+            raise RuntimeError("second_step() without first_step(): call loss.backward(), then opt.first_step()")
+        self.restore()
+        if not self._has_gradients():
+            self._armed = False
+            raise RuntimeError("no gradients for second_step(): run the second forward and backward pass before it")
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    @contextmanager
+    def perturbed(self) -> Iterator[bool]:
+        """Be at w + eps inside the ``with`` block, and exactly at w after it, also when it raises.
+
+        Run the first backward pass before it, the second inside, and ``opt.base_optimizer.step()`` after it. On entry
+        ``.grad`` is taken away, so the second pass starts without gradients.
+
+        Yields:
+            Whether the weights were moved.
+        """
+        moved = self._open("perturbed()", always=True)
+        try:
+            yield moved
+        finally:
+            self.restore()
+            self._armed = False
+
+    def perturb(self) -> bool:
+        """Move the weights to w + eps if the gradients in ``.grad`` allow it; for frameworks.
+
+        Returns:
+            True: the weights are at w + eps, ``.grad`` is None; run the second pass, then :meth:`restore`. False: no
+            usable gradient, or the schedule is not active; weights and gradients are untouched, and ``step()``
+            without closure is the base's step. On an accelerator the size of the gradient is not read back, so
+            only missing gradients give False there; zero and non-finite ones do no harm.
+
+        Raises:
+            RuntimeError: if the weights are already moved.
+        """
+        return self._open("perturb()", always=False)
+
+    def restore(self) -> None:
+        """Bring the weights back bit for bit, and let the next ``step()`` without closure be the base's step."""
+        look, self._armed = self._look, True
+        if look is not None:
+            try:
+                look.close()
+            except BaseException:
+                look.close()  # interrupted: what is restored must be restored whole
+                raise
+            finally:
+                self._look = None
+
+    # The steps behind them
+
+    def _open(self, name: str, *, always: bool) -> bool:
+        """Begin a second pass that happens outside flatwise."""
+        if self._look is not None:
+            raise RuntimeError(f"{name} while the weights are perturbed: call opt.restore() or second_step() first")
+        needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.second_order
+        if needs_closure:
+            raise RuntimeError(
+                f"{name} cannot serve micro_batch_size, ascent_fraction, ascent_steps or second_order, which compute "
+                "gradients of their own: use opt.step(loss_fn, batch), or opt.step(closure) for the last two"
+            )
+        if always and not self._has_gradients():
+            raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")
+        record, active = self._begin()
+        self._guard.first_pass_done()
+        self._guard.listen_to_roots()
+        record.passes = 1.0 + always
+        look = self._new_look(record)
+        moved = False
+        self._look = look
+        try:
+            moved = active and look.displace()
+            if moved or always:
+                look.drop_gradients()
+                self._guard.between()
+        except BaseException:
+            self.restore()
+            self._armed = False
+            raise
+        if not (moved or always):
+            self._look, self._armed = None, True
+            self._guard.leave_step()
+        elif moved:
+            record.passes = 2.0
+        self._count()
+        return moved
+
+    def _step_without_closure(self) -> None:
+        if self._look is not None:
+            raise RuntimeError("step() while the weights are perturbed: call opt.restore() or opt.second_step() first")
+        if not self._armed and not self._is_probe():
+            raise RuntimeError(NO_CLOSURE)
+        self._armed = False
+        self.base_optimizer.step()
+
+    def _is_probe(self) -> bool:
+        """Tell the dry step by which torch.distributed.checkpoint makes an optimizer create its state."""
+        still = all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups)
+        return still and all(not p.grad.any() for g in self.param_groups for p in g["params"] if p.grad is not None)
+
+    def _step_with_closure(self, closure: Any, batch: Any) -> Tensor | float:
+        if self._look is not None:
+            raise RuntimeError("step() while the weights are perturbed: call opt.restore() or opt.second_step() first")
+        if batch is _NO_BATCH and self._batching.splits:
+            raise RuntimeError(
+                "micro_batch_size and ascent_fraction cut the batch, so flatwise must see it: "
+                "call opt.step(loss_fn, batch), where loss_fn(batch) returns the mean loss"
+            )
+        self._armed = False
+        record, active = self._begin()
+        if batch is _NO_BATCH:
+            loss = self._run_part(record, active, closure, closure)
+        else:
+            loss = self._run_batch(record, active, closure, batch)
+        self.base_optimizer.step()
+        self._count()
+        return loss
+
+    def _run_batch(self, record: StepRecord, active: bool, loss_fn: Any, batch: Any) -> Tensor | float:
+        """Run every micro-batch, and leave the average of their gradients in ``.grad``."""
+        losses: list[tuple[Tensor | float, float]] = []
+        perturbed: list[tuple[Tensor | float, float]] = []
+        total: dict[Tensor, Tensor] = {}
+        parts = self._batching.parts(batch)
+        for part, share in parts:
+            descend = from_loss_fn(loss_fn, part, self._clear)
+            seen = self._batching.for_ascent(part) if active else part
+            ascend = descend if seen is part else from_loss_fn(loss_fn, seen, self._clear)
+            losses.append((self._run_part(record, active, ascend, descend, share=share, own=True), share))
+            if record._perturbed_loss is not None:
+                perturbed.append((record._perturbed_loss, share))
+            if len(parts) > 1:
+                for param in (p for g in self.param_groups for p in g["params"] if p.grad is not None):
+                    known = total.get(param)
+                    grad = param.grad * share
+                    total[param] = grad if known is None else known.add_(grad)
+        if len(parts) > 1:
+            self._clear()
+            for param, grad in total.items():
+                param.grad = grad
+            record._loss = sum(loss * share for loss, share in losses)
+            record._perturbed_loss = sum(loss * share for loss, share in perturbed) if perturbed else None
+        return losses[0][0] if len(parts) == 1 else record._loss or 0.0
+
+    def _run_part(
+        self,
+        record: StepRecord,
+        active: bool,
+        ascend: Closure,
+        descend: Closure,
+        *,
+        share: float = 1.0,
+        own: bool = False,
+    ) -> Tensor | float:
+        """Run one micro-batch: leave its gradient for the base optimizer in ``.grad``, and everything else as before.
+
+        ``own`` says that the closure is flatwise's and clears gradients by itself.
+        """
+        guard, look = self._guard, self._new_look(record)
+        split = ascend is not descend
+        guard.enter_step()
+        try:
+            with nullcontext() if own else refuse_stale_gradients(self.param_groups):
+                record._loss = loss = first_pass(ascend)
+            guard.first_pass_done()
+            record._perturbed_loss = None
+            record.closure_calls += 1
+            record.passes += share * (self._batching.ascent_fraction if split else 1.0)
+            if not self._has_gradients():
+                raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
+            look.keep_random = split
+            moved = active and look.displace()
+            if not (moved or split):
+                return loss
+            look.drop_gradients()
+            guard.between()
+            for _ in range(self._ascent.steps - 1):
+                later_pass(ascend)
+                look.displace()
+                look.drop_gradients()
+                guard.rewind()
+            record._perturbed_loss = later_pass(descend)
+            record.closure_calls += self._ascent.steps
+            record.passes += share * self._ascent.steps
+            if not self._has_gradients():
+                raise RuntimeError(
+                    "the closure left no gradients in its second run: it must call loss.backward() each time"
+                )
+            look.undo()
+            if self._descent.second_order:
+                look.add_second_order(ascend)
+                record.closure_calls += 1
+                record.passes += share
+        finally:
+            try:
+                look.close()
+            except BaseException:
+                look.close()  # interrupted: what is restored must be restored whole
+                raise
+        return loss
+
+    def _clear(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
+    def _begin(self) -> tuple[StepRecord, bool]:
+        """Open the record of a step, and bring the radii up to date."""
+        self._adopt_groups()
+        step = int(self.param_groups[0][_STEP])
+        if self._rho_function is not None:
+            radius = checked_radius(self._rho_function(step))
+            for group, fixed in zip(self.param_groups, self._fixed, strict=True):
+                if not fixed:
+                    group[self._rho_key] = radius
+        rhos = self._rhos()
+        self.last = record = StepRecord(step=step, rho=max(rhos))
+        self._unchecked = True
+        active = record.rho > 0 and self._schedule.active(step)
+        if not active:
+            record._reason = "zero radius" if record.rho == 0 else "schedule"
+        return record, active
+
+    def _rhos(self) -> list[float]:
+        return [checked_radius(group[self._rho_key]) for group in self.param_groups]
+
+    def _new_look(self, record: StepRecord) -> Look:
+        return Look(self.param_groups, self._rhos(), self._ascent, self._guard, record)
+
+    def _count(self) -> None:
+        for group in self.param_groups:
+            group[_STEP] += 1
+
+    def _before_base_step(self, *_: Any) -> None:
+        if self._look is not None:
+            raise RuntimeError(
+                "the base optimizer was about to step while the weights are perturbed: "
+                "leave the `with opt.perturbed()` block, or call opt.restore(), first"
+            )
+        if self._unchecked:
+            self._unchecked = False
+            withhold_nonfinite(self.base_optimizer, self.last)
+
+    def _after_base_step(self, *_: Any) -> None:
+        self._opt_called = True  # learning-rate schedulers on the wrapper ask whether a step was made
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state, with radii and step count in its groups; no copies of weights.
+
+        Returns:
+            A dictionary in the standard form of ``torch.optim``.
+
+        Raises:
+            RuntimeError: if the weights are perturbed: what is saved now would be saved beside wrong weights.
+        """
+        if self._look is not None:
+            raise RuntimeError("state_dict() while the weights are perturbed: call opt.restore() first")
+        return self.base_optimizer.state_dict()
+
+    def base_state_dict(self) -> dict[str, Any]:
+        """Return a checkpoint of the plain base optimizer, without flatwise's entries.
+
+        Returns:
+            A dictionary that the base's class loads.
+        """
+        saved = self.state_dict()
+        own = (self._rho_key, _STEP)
+        saved["param_groups"] = [{k: v for k, v in g.items() if k not in own} for g in saved["param_groups"]]
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of the plain base optimizer (radii stay as they are then).
+
+        Args:
+            state_dict: from :meth:`state_dict`, or from the base's class.
+        """
+        radii = [group[self._rho_key] for group in self.param_groups]
+        self.base_optimizer.load_state_dict(state_dict)
+        for group, radius in zip(self.param_groups, radii, strict=True):
+            group.setdefault(self._rho_key, radius)
+        self._adopt_groups()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what ``copy`` and ``pickle`` keep: everything but hooks, the guard and the latest record."""
+        if self._look is not None:
+            raise RuntimeError("copying the optimizer while the weights are perturbed: call opt.restore() first")
+        kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho", "_fresh_masks")
+        return {name: self.__dict__[name] for name in (*kept, "_ascent", "_descent", "_schedule", "_batching")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy.
+
+        Args:
+            state: from :meth:`__getstate__`.
+        """
+        self.__dict__.update(state)
+        super().__setstate__({})  # torch's hooks
+        self._wire(self._default_rho)

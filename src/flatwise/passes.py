@@ -1,0 +1,176 @@
+"""Running the user's closure, and naming what went wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Closure = Callable[[], Any]
+
+LOOPS = """
+    opt.step(closure)            # closure: opt.zero_grad(), forward, loss.backward(), return loss; runs twice
+    opt.step(loss_fn, batch)     # loss_fn(batch) returns the mean loss; flatwise does the rest
+    loss.backward(); opt.first_step(zero_grad=True); loss_again.backward(); opt.second_step(zero_grad=True)"""
+
+NO_CLOSURE = f"""SAM needs two gradients per step, so opt.step() cannot work alone. Write one of:{LOOPS}
+In a framework that calls step() by itself, call opt.perturb() and opt.restore() around a second pass first."""
+
+STALE = """the closure did not clear the gradients left over from an earlier backward pass, so SAM would climb along \
+the sum of two batches. Clear them in the closure:
+    def closure():
+        opt.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        return loss
+If you meant to accumulate several batches, put all of them into one closure, or give opt.step(loss_fn, batch) the \
+whole batch with micro_batch_size=m."""
+
+SECOND_TIME = """the second pass of the sharpness-aware step uses a tensor that was computed before the weights were \
+perturbed (a model output, a feature, a loss that is summed up, a weight of the samples). Compute it inside the \
+closure, which runs twice, or detach() it if it does not depend on the weights. retain_graph=True does not help: the \
+kept graph belongs to other weights. The original error was:
+    """
+
+
+def checked_loss(loss: Any) -> Tensor | float:
+    """Return the loss of a closure, or say what is wrong with it.
+
+    Args:
+        loss: what the closure returned.
+
+    Returns:
+        A number, or a detached tensor with one element.
+
+    Raises:
+        TypeError: if it is None or not a number.
+        ValueError: if it has more than one element.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"the closure must return one number, but its loss has shape {tuple(loss.shape)}: "
+                "reduce it, for example with loss.mean(), before loss.backward()"
+            )
+        return loss.detach()
+    if isinstance(loss, int | float) and not isinstance(loss, bool):
+        return float(loss)
+    if loss is None:
+        raise TypeError("the closure returned None: end it with `return loss`")
+    raise TypeError(
+        f"the closure must return the loss as one number, got {type(loss).__name__}: "
+        "if it has several parts, return their sum"
+    )
+
+
+def first_pass(closure: Closure) -> Tensor | float:
+    """Run the closure at w.
+
+    Args:
+        closure: zero_grad, forward, backward, return loss.
+
+    Returns:
+        The loss.
+
+    Raises:
+        RuntimeError: if the closure fails; a vector loss is named.
+    """
+    try:
+        with torch.enable_grad():
+            return checked_loss(closure())
+    except RuntimeError as error:
+        if "grad can be implicitly created only for scalar outputs" in str(error):
+            raise RuntimeError(
+                "loss.backward() was called on a loss with several elements: "
+                "reduce it first, for example with loss.mean()"
+            ) from error
+        raise
+
+
+def later_pass(closure: Closure) -> Tensor | float:
+    """Run the closure again, at w + eps.
+
+    Args:
+        closure: the same closure.
+
+    Returns:
+        The loss there.
+
+    Raises:
+        RuntimeError: if the closure fails; a graph kept from the first pass is named.
+    """
+    try:
+        with torch.enable_grad():
+            return checked_loss(closure())
+    except RuntimeError as error:
+        text = str(error)
+        if "backward through the graph a second time" in text or "modified by an inplace operation" in text:
+            raise RuntimeError(SECOND_TIME + text) from error
+        raise
+
+
+def from_loss_fn(loss_fn: Callable[[Any], Any], part: Any, clear: Callable[[], None]) -> Closure:
+    """Make a closure of a loss function and a batch.
+
+    Args:
+        loss_fn: ``loss_fn(batch)`` returns the mean loss.
+        part: the batch, or a part of it.
+        clear: clears all gradients.
+
+    Returns:
+        The closure.
+    """
+
+    def closure() -> Any:
+        clear()
+        loss = loss_fn(part)
+        checked_loss(loss)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return closure
+
+
+@contextmanager
+def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
+    """Raise if gradients that exist on entry are still there, added to or not, on leaving.
+
+    One gradient of each group is watched: it is stale if it is the same tensor and was changed only by accumulation,
+    which a hook counts. Clearing it in place changes it once more.
+
+    Args:
+        groups: the parameter groups.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: if gradients were not cleared.
+    """
+    watched = [next((p for p in g["params"] if p.grad is not None and not p.grad.is_sparse), None) for g in groups]
+    probes: list[tuple[Tensor, Tensor, int, list[int], Any]] = []
+    for param in watched:
+        if param is not None and param.grad is not None and param.requires_grad:
+            counted = [0]
+            hook = param.register_post_accumulate_grad_hook(_counter(counted))
+            probes.append((param, param.grad, param.grad._version, counted, hook))
+    try:
+        yield
+    finally:
+        for *_, hook in probes:
+            hook.remove()
+    for param, grad, version, counted, _ in probes:
+        if param.grad is grad and grad._version - version <= counted[0]:
+            raise RuntimeError(STALE)
+
+
+def _counter(count: list[int]) -> Callable[[Tensor], None]:
+    def add_one(_: Tensor) -> None:
+        count[0] += 1
+
+    return add_one

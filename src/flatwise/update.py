@@ -1,0 +1,44 @@
+"""The last gradient before the base optimizer: infinity and NaN must not become weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatwise.norms import all_finite
+from flatwise.record import StepRecord
+
+
+def _values(grad: Tensor) -> Tensor:
+    """Return the numbers of a gradient as a dense real tensor that shares its memory."""
+    grad = grad._values() if grad.is_sparse else grad
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
+
+
+@torch.no_grad()
+def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
+    """Keep a non-finite gradient from the base optimizer, without waiting for a device.
+
+    On the CPU the gradients are removed, so the base's step changes nothing, its state included. On an accelerator a
+    fused base skips the step by itself, as it does for ``torch.amp.GradScaler``; for other bases the gradients
+    become zero, so that weights stay finite (momentum and weight decay still act).
+
+    Args:
+        base: the optimizer about to step.
+        record: takes the verdict.
+    """
+    params = [p for group in base.param_groups for p in group["params"] if p.grad is not None]
+    grads = [_values(p.grad) for p in params]
+    finite = all_finite(grads)
+    record._finite = finite
+    if all(g.device.type == "cpu" for g in grads):
+        if not bool(finite):
+            for param in params:
+                param.grad = None
+    elif getattr(base, "_step_supports_amp_scaling", False):
+        if getattr(base, "found_inf", None) is None:  # a GradScaler has its own verdict
+            base.grad_scale, base.found_inf = None, (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    else:
+        for grad in grads:
+            grad.masked_fill_(~finite.to(grad.device), 0)
