@@ -88,7 +88,7 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
     if isinstance(base, torch.optim.LBFGS):
         raise ValueError(
             "LBFGS cannot be the base of SAM: it evaluates the loss at points of its own choice inside one step, so "
-            "there is no single gradient at w + eps to hand to it. Use SGD, Adam, AdamW or another one-gradient optimizer"
+            "there is no single gradient at w + eps to hand to it. Use SGD, Adam, AdamW or another one"
         )
     if hasattr(base, "base_optimizer") and hasattr(base, "perturb"):
         raise ValueError("the base optimizer is already a SAM: wrap the plain optimizer once")

@@ -176,6 +176,7 @@ def _radius(ball: Ball, climb: Climb, rhos: Sequence[float]) -> Callable[[], flo
             return max(rho for rho, share in zip(rhos, shares, strict=True) if share == max(shares))
         if math.isinf(ball.p):
             return max(rho for rho, share in zip(rhos, shares, strict=True) if share > 0)
-        return math.fsum(rho**ball.p * share**ball.q for rho, share in zip(rhos, shares, strict=True)) ** (1 / ball.p)
+        powers = [rho**ball.p * share**ball.q for rho, share in zip(rhos, shares, strict=True)]
+        return float(math.fsum(powers) ** (1 / ball.p))
 
     return radius

@@ -63,7 +63,7 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
     """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
     norms = [torch.linalg.vector_norm(t, q, dtype=dtype) for t in kind if t.numel() >= SMALL]
     for (pack,) in packs(t for t in kind if t.numel() < SMALL):
-        flat = pack[0] if len(pack) == 1 else _flatten_dense_tensors(pack)
+        flat = pack[0] if len(pack) == 1 else _flatten_dense_tensors(pack)  # type: ignore[no-untyped-call]
         norms.append(torch.linalg.vector_norm(flat, q, dtype=dtype))
     return norms
 
@@ -87,7 +87,9 @@ def combine(norms: Sequence[Tensor], q: float) -> Tensor:
         return norms[0]
     first = norms[0]
     dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
-    return torch.linalg.vector_norm(torch.stack([n.to(first.device, dtype) for n in norms]), q)
+    stacked = torch.stack([n.to(first.device, dtype) for n in norms])
+    total: Tensor = torch.linalg.vector_norm(stacked, q)
+    return total
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, overload
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -79,7 +78,7 @@ class SAM(Optimizer):
     _wired = False
 
     @overload
-    def __init__(self, params_or_base: Optimizer, rho: Radius = 0.05, /, **options: Any) -> None: ...
+    def __init__(self, params_or_base: Optimizer, base_optimizer: Radius = 0.05, /, **options: Any) -> None: ...
 
     @overload
     def __init__(
@@ -176,7 +175,7 @@ class SAM(Optimizer):
     # The base's groups, state and defaults are the only ones: a second copy would go stale.
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's own parameter groups, with ``rho`` in each."""
         return self.base_optimizer.param_groups
 
@@ -186,7 +185,7 @@ class SAM(Optimizer):
             self.base_optimizer.param_groups = groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """The base optimizer's own state."""
         return self.base_optimizer.state
 
@@ -218,7 +217,7 @@ class SAM(Optimizer):
 
     # Forms of call
 
-    @overload
+    @overload  # type: ignore[override]  # returns the loss as a tensor, and takes a batch
     def step(self, closure: None = None) -> None: ...
 
     @overload
@@ -245,13 +244,14 @@ class SAM(Optimizer):
         """
         for hook in list(self._optimizer_step_pre_hooks.values()):
             hook(self, (closure,), {})
+        loss = None
         if closure is None:
-            result = self._step_without_closure()
+            self._step_without_closure()
         else:
-            result = self._step_with_closure(closure, batch)
+            loss = self._step_with_closure(closure, batch)
         for hook in list(self._optimizer_step_post_hooks.values()):
             hook(self, (closure,), {})
-        return result
+        return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # global step hooks fire in the base's step, once
 

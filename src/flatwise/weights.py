@@ -194,7 +194,7 @@ class Displacement:
     def _swap(self, piece: Piece, factor: float) -> None:
         kept = _Swapped(piece.param.view(-1), piece.grad.view(-1))
         self._log.append(kept)
-        for w, g in zip(kept.weight.split(CHUNK), kept.copy.split(CHUNK), strict=True):
+        for w, g in zip(torch.split(kept.weight, CHUNK), torch.split(kept.copy, CHUNK), strict=True):
             displaced = torch.add(w, g, alpha=factor)
             g.copy_(w)
             kept.filled += w.numel()  # the copy of this block is complete: from here on it may be overwritten
