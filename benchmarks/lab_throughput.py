@@ -39,6 +39,7 @@ class BareLoop:
         self.steps = trainer.steps_per_epoch
 
     def epoch(self) -> None:
+        """Train one epoch."""
         order = torch.randperm(len(self.labels))
         for step in range(self.steps):
             chosen = order[step * self.size : (step + 1) * self.size]

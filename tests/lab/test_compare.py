@@ -62,7 +62,7 @@ def test_the_folder_holds_what_is_promised(tiny: Make) -> None:
     config = json.loads(folder.config.read_text())
     assert config["config"]["methods"] == "sgd,sam,asam"
     assert config["config"]["lr"] == 0.05
-    assert [method["options"].get("rho") for method in config["methods"]] == [None, 0.5, 2.0]
+    assert [method["options"].get("rho") for method in config["methods"]] == [None, 0.5, 5.0]
     environment = json.loads(folder.environment.read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert environment["threads_per_worker"] == 1
@@ -74,9 +74,7 @@ def test_the_folder_holds_what_is_promised(tiny: Make) -> None:
     ]
 
 
-def test_a_finished_folder_is_read_and_fresh_trains_again(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_folder_is_read_and_fresh_trains_again(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first, folder, _ = compare(tiny())
     trained: list[object] = []
     perform = tasks.perform
@@ -230,10 +228,7 @@ def test_the_protocol_says_what_is_noisy_and_what_is_clean(tiny: Make) -> None:
     config = tiny(seeds=1)
     results, _, _ = compare(config)
     said = protocol(config, results)
-    assert (
-        "180 training images, 72 of them (40 %) with a label made wrong, a uniformly drawn other class"
-        in said
-    )
+    assert "180 training images, 72 of them (40 %) with a label made wrong, a uniformly drawn other class" in said
     assert "validation and test labels are right" in said
     assert "all labels as they are" in protocol(replace(config, label_noise=0.0), results)
 

@@ -30,18 +30,13 @@ def test_each_setting_that_changes_a_number_changes_the_folder(name: str) -> Non
 
 
 def test_two_ways_to_say_the_same_share_a_folder() -> None:
-    assert (
-        CompareConfig(methods="base,sam", lr=0.05).folder_name()
-        == CompareConfig(methods="sgd,sam").folder_name()
-    )
+    assert CompareConfig(methods="base,sam", lr=0.05).folder_name() == CompareConfig(methods="sgd,sam").folder_name()
 
 
 def test_file_names_of_different_methods_differ() -> None:
     assert file_name("sam:rho=0.5") == "sam_rho=0.5"
     assert "/" not in file_name("sam:a=b/c")
-    assert (
-        len({file_name(name) for name in ("sam:rho=0.5", "sam%rho=0.5", "sam/rho=0.5", "sam rho=0.5")}) == 4
-    )
+    assert len({file_name(name) for name in ("sam:rho=0.5", "sam%rho=0.5", "sam/rho=0.5", "sam rho=0.5")}) == 4
 
 
 def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
@@ -49,9 +44,7 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from flatwise.lab.folder import RunFolder\n"
         f"with RunFolder(Path({str(tmp_path)!r})).locked():\n    print('in', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"

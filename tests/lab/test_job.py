@@ -36,9 +36,7 @@ def job_of(config: CompareConfig) -> Job:
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """Everything but the clock."""
-    history = [
-        {key: value for key, value in record.items() if key != "seconds"} for record in result["history"]
-    ]
+    history = [{key: value for key, value in record.items() if key != "seconds"} for record in result["history"]]
     return {**{key: value for key, value in result.items() if key != "seconds"}, "history": history}
 
 

@@ -52,9 +52,7 @@ def test_every_method_starts_from_the_same_weights_and_labels() -> None:
 
 
 @pytest.mark.parametrize("augment", ["none", "basic"])
-def test_no_method_shifts_the_sample_order_or_the_augmentation(
-    augment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_method_shifts_the_sample_order_or_the_augmentation(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = batches_of(trainer("sgd", augment=augment), monkeypatch)
     greedy = trainer("sam", augment=augment)
     step = greedy.step

@@ -27,9 +27,7 @@ TIMING = {
 }
 
 
-def runs(
-    test: list[float], *, validation: float = 0.8, train: float = 0.9, epochs: int = 40
-) -> list[dict[str, Any]]:
+def runs(test: list[float], *, validation: float = 0.8, train: float = 0.9, epochs: int = 40) -> list[dict[str, Any]]:
     return [
         {
             "seed": seed, "epochs": epochs, "steps": 10 * epochs, "test_accuracy": value,
@@ -104,12 +102,8 @@ def text_of(made: dict[str, Any]) -> str:
 
 
 def test_a_clear_gain_a_clear_loss_and_an_open_case_read_differently() -> None:
-    assert "sam is better than sgd here, by 25.0 points" in text_of(
-        results({"sgd": runs(SGD), "sam": runs(SAM)})
-    )
-    assert "sgd is worse than sam here, by 25.0 points" in text_of(
-        results({"sam": runs(SAM), "sgd": runs(SGD)})
-    )
+    assert "sam is better than sgd here, by 25.0 points" in text_of(results({"sgd": runs(SGD), "sam": runs(SAM)}))
+    assert "sgd is worse than sam here, by 25.0 points" in text_of(results({"sam": runs(SAM), "sgd": runs(SGD)}))
     open_case = text_of(results({"sgd": runs(SGD), "sam": runs([0.71, 0.69, 0.73])}))
     assert "sam against sgd is undecided" in open_case
     assert "includes 0" in open_case
@@ -132,9 +126,7 @@ def test_several_comparisons_noise_cost_and_scope_are_said() -> None:
     assert "--equal-compute also gives sgd twice the epochs" in text
     assert "nothing about clean labels" in text
     assert "all 2 hold" not in text_of(results({"sgd": runs(SGD), "sam": runs(SAM)}))
-    assert "with the labels as they are" in text_of(
-        results({"sgd": runs(SGD), "sam": runs(SAM)}, label_noise=0.0)
-    )
+    assert "with the labels as they are" in text_of(results({"sgd": runs(SGD), "sam": runs(SAM)}, label_noise=0.0))
 
 
 def test_a_collapse_is_called_one() -> None:
@@ -152,11 +144,7 @@ def table_of(made: dict[str, Any], encoding: str = "utf-8") -> str:
 
 def test_the_table_shows_what_the_file_holds() -> None:
     made = results({"sgd": runs(SGD), "sam": runs(SAM)})
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in table_of(made).splitlines()
-        if "|" in line
-    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(made).splitlines() if "|" in line]
     half = 100 * made["paired"]["sam"]["difference"]["ci95"]
     accuracy = made["methods"]["sam"]["test_accuracy"]
     assert rows[0][:3] == ["method", "test accuracy, %", "minus sgd, points"]

@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import flatwise
 from flatwise.lab.config import CompareConfig, flag
 from flatwise.lab.curves import draw
 from flatwise.lab.data import ImageData, load_data
@@ -99,7 +98,8 @@ def _pending(config: CompareConfig, jobs: Sequence[Job], folder: RunFolder) -> l
 
 
 def _passes(method: Method) -> float:
-    return 1.0 if method.variant is None else float(flatwise.variant_info(method.variant).passes)
+    # For the order of the runs and the time left only; what the table shows is counted and timed.
+    return 1.0 if method.variant is None else 2.0
 
 
 def _runs(config: CompareConfig, jobs: Sequence[Job], folder: RunFolder) -> Mapping[str, list[Result]]:

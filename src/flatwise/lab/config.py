@@ -82,9 +82,7 @@ class CompareConfig:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise LabError(f"{flag(name)} must be a number of at least 0, not {value}")
         if not 0 <= self.label_noise < 1:
-            raise LabError(
-                f"--label-noise must be a share from 0 up to, not including, 1, not {self.label_noise}"
-            )
+            raise LabError(f"--label-noise must be a share from 0 up to, not including, 1, not {self.label_noise}")
         if not 0 < self.val_fraction < 1:
             raise LabError(f"--val-fraction must be a share between 0 and 1, not {self.val_fraction}")
 
@@ -99,9 +97,7 @@ class CompareConfig:
         Returns:
             The configuration with the learning rate filled in and "base" replaced by the optimizer's name.
         """
-        names = [
-            self.optimizer if name.strip() == "base" else name.strip() for name in self.methods.split(",")
-        ]
+        names = [self.optimizer if name.strip() == "base" else name.strip() for name in self.methods.split(",")]
         return replace(self, lr=self.learning_rate, methods=",".join(names))
 
     def identity(self) -> str:
@@ -110,11 +106,7 @@ class CompareConfig:
         Returns:
             Ten hexadecimal digits, the same for the same settings.
         """
-        kept = {
-            name: value
-            for name, value in asdict(self.resolved()).items()
-            if name not in NOT_PART_OF_THE_RESULT
-        }
+        kept = {name: value for name, value in asdict(self.resolved()).items() if name not in NOT_PART_OF_THE_RESULT}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
     def folder_name(self) -> str:

@@ -83,9 +83,7 @@ def _digits() -> ImageData:
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[test] = True
     # No mirror images: a mirrored 2 or 7 is no digit.
-    return _standardised(
-        "digits", inputs[~held], labels[~held], inputs[held], labels[held], flips=False, padding=1
-    )
+    return _standardised("digits", inputs[~held], labels[~held], inputs[held], labels[held], flips=False, padding=1)
 
 
 def stratified_indices(labels: Tensor, share: float) -> Tensor:
@@ -152,9 +150,7 @@ def _from_idx(paths: list[Path]) -> ImageData:
         (paths[2], test_images, test_labels),
     ):
         if len(images) != len(labels) or images.dim() != 3:
-            raise LabError(
-                f"{path} and its labels do not belong together: {len(images)} and {len(labels)} entries"
-            )
+            raise LabError(f"{path} and its labels do not belong together: {len(images)} and {len(labels)} entries")
     return _standardised(
         "fashion-mnist",
         train_images.unsqueeze(1).to(torch.float32) / 255,

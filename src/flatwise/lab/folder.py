@@ -148,8 +148,7 @@ class RunFolder:
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
                 raise LabError(
-                    f"another process (pid {owner}) is writing to {self.path}; "
-                    "wait for it, or use another --out"
+                    f"another process (pid {owner}) is writing to {self.path}; wait for it, or use another --out"
                 )
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -182,6 +181,4 @@ def file_name(method: str) -> str:
     Returns:
         Such as ``"sam_rho=0.5"``.
     """
-    return re.sub(
-        r"[^A-Za-z0-9=.+-]", lambda found: "_" if found[0] == ":" else f"%{ord(found[0]):x}", method
-    )
+    return re.sub(r"[^A-Za-z0-9=.+-]", lambda found: "_" if found[0] == ":" else f"%{ord(found[0]):x}", method)

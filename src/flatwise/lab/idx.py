@@ -53,9 +53,7 @@ def read_idx(path: Path) -> Tensor:
     if len(raw) < start:
         raise LabError(f"{path} is cut off inside its header")
     shape = struct.unpack(f">{dimensions}I", raw[4:start])
-    values = (
-        torch.frombuffer(bytearray(raw[start:]), dtype=torch.uint8) if len(raw) > start else torch.empty(0)
-    )
+    values = torch.frombuffer(bytearray(raw[start:]), dtype=torch.uint8) if len(raw) > start else torch.empty(0)
     expected = int(torch.tensor(shape, dtype=torch.int64).prod())
     if values.numel() != expected:
         raise LabError(f"{path} holds {values.numel()} values where its header states {expected}")

@@ -176,8 +176,7 @@ def _result(
         "train_accuracy": score(predictions, split.labels).accuracy,
         "wrong_labels": int(wrong.sum()),
         "wrong_labels_fitted": float(memorised.float().mean()) if bool(wrong.any()) else None,
-        "gradient_evaluations_per_step": trainer.samples_differentiated
-        / (trainer.total_steps * trainer.batch_size),
+        "gradient_evaluations_per_step": trainer.samples_differentiated / (trainer.total_steps * trainer.batch_size),
         "seconds": round(seconds, 4),
         "history": history,
     }

@@ -17,7 +17,7 @@ from flatwise.lab.errors import LabError, UnknownNameError
 ALIASES = {"m": "micro_batch_size"}
 # Radii that the lab uses on the digits, where nothing else is said. They were chosen by validation accuracy,
 # on seeds that no default comparison uses (docs/compare.md). Elsewhere each variant's own default holds.
-DIGITS_RHO = {"sam": 0.5, "asam": 2.0}
+DIGITS_RHO = {"sam": 0.5, "asam": 5.0}
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,10 @@ def _parse(text: str, config: CompareConfig) -> Method:
     base = config.optimizer
     if variant in {base, "base"}:
         if assignments:
-            raise LabError(
-                f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}"
-            )
+            raise LabError(f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}")
         return Method(base, None)
     if variant in {"sgd", "adamw"}:
-        raise LabError(
-            f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}"
-        )
+        raise LabError(f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}")
     known = list(flatwise.list_variants())
     if variant not in known:
         raise UnknownNameError("method", variant, [base, *known])
@@ -105,7 +101,7 @@ def _default_rho(variant: str, config: CompareConfig) -> float:
         return config.rho
     if config.dataset == "digits" and variant in DIGITS_RHO:
         return DIGITS_RHO[variant]
-    return float(flatwise.variant_info(variant).rho)
+    return flatwise.variant_info(variant).rho
 
 
 def _assignment(part: str, text: str) -> tuple[str, Any]:
@@ -139,10 +135,9 @@ def wrap(method: Method, base: torch.optim.Optimizer, total_steps: int) -> Any:
     Returns:
         The core's optimizer.
     """
-    options = dict(method.options)
-    if "window" in options:
-        options.setdefault("total_steps", total_steps)
-    return flatwise.create(method.variant, base, **options)
+    assert method.variant is not None
+    # Whether or not a method looks at it: only the lab knows how long the training is.
+    return flatwise.create(method.variant, base, **{"total_steps": total_steps, **method.options})
 
 
 def _split(text: str, separator: str) -> list[str]:

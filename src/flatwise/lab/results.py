@@ -95,8 +95,7 @@ def _record(method: Method, runs: Sequence[Result], timing: Mapping[str, Any]) -
         "validation_accuracy": over_seeds("validation_accuracy"),
         "train_accuracy": over_seeds("train_accuracy"),
         "wrong_labels_fitted": fitted,
-        "gradient_evaluations_per_step": sum(run["gradient_evaluations_per_step"] for run in runs)
-        / len(runs),
+        "gradient_evaluations_per_step": sum(run["gradient_evaluations_per_step"] for run in runs) / len(runs),
         "wall_time": over_seeds("seconds"),
         "relative_time": step["ratio"] * method.longer,
         "relative_time_quartiles": [bound * method.longer for bound in step["quartiles"]],

@@ -60,9 +60,7 @@ def make_split(
         raise LabError(f"train-size {size} is more than the {available} training images of {data.name}")
     held = round(validation_share * size)
     if held < 1 or held >= size:
-        raise LabError(
-            f"train-size {size} with val-fraction {validation_share} leaves {size - held} to train on"
-        )
+        raise LabError(f"train-size {size} with val-fraction {validation_share} leaves {size - held} to train on")
     chosen = torch.randperm(available, generator=stream(seed, "split"))[:size]
     validation, training = chosen[:held], chosen[held:]
     true_labels = data.train_labels[training]

@@ -25,9 +25,7 @@ def console_for(stream: TextIO) -> Console:
 
     terminal = stream.isatty()
     # Stated, not guessed: rich also looks at variables such as FORCE_COLOR, which would colour a file.
-    return Console(
-        file=stream, force_terminal=terminal, width=None if terminal else PLAIN_WIDTH, highlight=False
-    )
+    return Console(file=stream, force_terminal=terminal, width=None if terminal else PLAIN_WIDTH, highlight=False)
 
 
 def print_table(results: Result, console: Console) -> None:
@@ -55,9 +53,7 @@ def print_table(results: Result, console: Console) -> None:
         table.add_row(
             _label(name, record, results),
             _with_interval(record["test_accuracy"], sign, signed=False),
-            ""
-            if name == results["reference"]
-            else _with_interval(results["paired"][name]["difference"], sign),
+            "" if name == results["reference"] else _with_interval(results["paired"][name]["difference"], sign),
             f"{record['gradient_evaluations_per_step']:.2f}",
             f"{record['wall_time']['mean']:.1f}",
             _relative(record),

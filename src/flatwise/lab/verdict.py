@@ -33,13 +33,9 @@ def _difference(name: str, pair: Result, results: Result) -> str:
     reference, difference = pair["reference"], pair["difference"]
     mean, half = 100 * difference["mean"], difference["ci95"]
     if half is None:
-        return (
-            f"{name} against {reference}: {mean:+.1f} points from one seed, which says nothing about chance."
-        )
+        return f"{name} against {reference}: {mean:+.1f} points from one seed, which says nothing about chance."
     if not any(difference["per_seed"]):
-        return (
-            f"{name} and {reference} reached the same test accuracy from each of the {_seeds(results)} seeds."
-        )
+        return f"{name} and {reference} reached the same test accuracy from each of the {_seeds(results)} seeds."
     low, high = mean - 100 * half, mean + 100 * half
     interval = f"95 % interval {low:+.1f} to {high:+.1f}, {_seeds(results)} paired seeds"
     if low > 0:
@@ -106,8 +102,7 @@ def _cost(results: Result) -> list[str]:
         return [f"{price} This compares equal epochs; --equal-compute also gives {base} twice the epochs."]
     candidates = equal["candidates"]
     scores = " and ".join(
-        f"{candidate} {100 * record['validation_accuracy']['mean']:.1f} %"
-        for candidate, record in candidates.items()
+        f"{candidate} {100 * record['validation_accuracy']['mean']:.1f} %" for candidate, record in candidates.items()
     )
     return [
         f"{price} {base} was also trained for twice the epochs; the row shows {equal['chosen']}, "
@@ -122,11 +117,7 @@ def _join(parts: list[str]) -> str:
 def _scope(results: Result) -> str:
     config, data = results["config"], results["data"]
     noise = config["label_noise"]
-    labels = (
-        f"with {100 * noise:g} % of the training labels made wrong"
-        if noise
-        else "with the labels as they are"
-    )
+    labels = f"with {100 * noise:g} % of the training labels made wrong" if noise else "with the labels as they are"
     elsewhere = "clean labels, other data" if noise else "noisy labels, other data"
     return (
         f"This holds for one data set ({data['name']}, {data['train']} training images, {labels}), one "

@@ -31,9 +31,7 @@ class Block(nn.Module):
         """
         shortcut = inputs
         if self.stride > 1 or self.new_channels > 0:
-            shortcut = functional.pad(
-                inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels)
-            )
+            shortcut = functional.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
         hidden = functional.relu(self.first_norm(self.first(inputs)))
         return functional.relu(self.second_norm(self.second(hidden)) + shortcut)
 
