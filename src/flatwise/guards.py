@@ -82,6 +82,7 @@ class PassGuard:
     def __init__(self, params: Iterable[Tensor], model: Module | None, *, fresh_masks: bool = False) -> None:
         self.fresh_masks = fresh_masks
         self._params: list[Tensor] = []
+        self._devices: set[torch.device] = set()
         self._roots: list[weakref.ref[Module]] = []
         self._seen: set[int] = set()
         self._unseen_params: set[int] = set()
@@ -106,6 +107,7 @@ class PassGuard:
         """
         new = list(params)
         self._params += new
+        self._devices |= {p.device for p in new}
         covered = {id(p) for root in self._modules() for p in root.parameters()}
         self._unseen_params |= {id(p) for p in new} - covered
         self._holders = None
@@ -133,7 +135,8 @@ class PassGuard:
 
     def start(self) -> None:
         """Remember the state at the beginning of the first pass."""
-        self._begun = RandomState({p.device for p in self._params})
+        self._devices = {p.device for p in self._params}
+        self._begun = RandomState(self._devices)
         self._versions = {id(b): b._version for _, _, b in self._buffers() if b.nbytes > LARGE}
 
     def forget_start(self) -> None:
@@ -172,7 +175,7 @@ class PassGuard:
         self._copies = [
             (b, b.clone()) for _, _, b in self._kept if b.nbytes <= LARGE or self._versions.get(id(b)) != b._version
         ]
-        self._after = RandomState({p.device for p in self._params})
+        self._after = RandomState(self._devices)
         self.rewind()
 
     def rewind(self) -> None:

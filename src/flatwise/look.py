@@ -13,9 +13,9 @@ from torch import Tensor
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
 from flatwise.descent import KeepGraph, second_order_term
 from flatwise.guards import PassGuard
-from flatwise.norms import accumulation_dtype, joint_norm
+from flatwise.norms import accumulation_dtype, joint_norm, kinds_of
 from flatwise.passes import Closure, later_pass
-from flatwise.record import StepRecord, lower_precision
+from flatwise.record import COARSE, StepRecord
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
@@ -75,7 +75,8 @@ class Look:
         climb = ball.climb(weights, [[piece.grad for piece in pieces] for pieces in groups])
         self._note(climb, rhos)
         everything = [piece for pieces in groups for piece in pieces]
-        on_host = all(piece.param.device.type == "cpu" for piece in everything)
+        kinds = kinds_of([piece.param for piece in everything])
+        on_host = all(kind[0].device.type == "cpu" for kind in kinds)
         scale = float(climb.scale) if on_host else math.nan
         if scale == 0:
             for piece in everything:
@@ -91,7 +92,7 @@ class Look:
             for device in {piece.param.device for piece in pieces}:
                 here = [piece for piece in pieces if piece.param.device == device]
                 self._displacement.add(here, climb.scale.to(device) * rho)
-        if any(lower_precision(piece.param.dtype) for piece in everything):
+        if any(kind[0].dtype in COARSE for kind in kinds):
             achieved = self._achieved(ball)
             self._record._radius = lambda: float(achieved)
         return True

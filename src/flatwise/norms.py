@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
 SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
@@ -24,13 +25,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _kinds(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Group tensors by device and dtype, since one foreach call serves one kind."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor.numel():
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return list(kinds.values())
+def kinds_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Group tensors by device and dtype, since one foreach call serves one kind.
+
+    Args:
+        tensors: any tensors.
+
+    Returns:
+        The groups, in the order in which they are met.
+    """
+    if not tensors:
+        return []
+    return [lists[0] for lists, _ in _group_tensors_by_device_and_dtype([list(tensors)]).values()]  # type: ignore[misc]
 
 
 def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Tensor], ...]]:
@@ -61,21 +67,28 @@ def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Ten
 
 def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
     """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
-    norms = [torch.linalg.vector_norm(t, q, dtype=dtype) for t in kind if t.numel() >= SMALL]
-    for (pack,) in packs(t for t in kind if t.numel() < SMALL):
-        flat = pack[0] if len(pack) == 1 else _flatten_dense_tensors(pack)  # type: ignore[no-untyped-call]
-        norms.append(torch.linalg.vector_norm(flat, q, dtype=dtype))
-    return norms
+    small, large = _by_size(kind)
+    if small:
+        large.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
+    return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in large if t.numel()]
+
+
+def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for tensor in kind:
+        (small if tensor.numel() < SMALL else large).append(tensor)
+    return small, large
 
 
 def _device_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
     """Norms on an accelerator: one foreach launch, nothing read back."""
-    return list(torch._foreach_norm(kind, q, dtype=dtype))
+    return list(torch._foreach_norm([t for t in kind if t.numel()], q, dtype=dtype))
 
 
 def _all_norms(tensors: Sequence[Tensor], q: float, dtype: torch.dtype | None = None) -> list[Tensor]:
     norms: list[Tensor] = []
-    for kind in _kinds(tensors):
+    for kind in kinds_of(tensors):
         of_kind = _host_norms if kind[0].device.type == "cpu" else _device_norms
         norms += of_kind(kind, q, dtype or accumulation_dtype(kind[0].dtype))
     return norms
@@ -128,15 +141,15 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
         A 0-dim bool tensor on the device of the first tensor.
     """
     verdicts: list[Tensor] = []
-    for kind in _kinds(tensors):
-        small = kind if kind[0].device.type != "cpu" else [t for t in kind if t.numel() < SMALL]
+    for kind in kinds_of(tensors):
+        small, large = _by_size(kind) if kind[0].device.type == "cpu" else (kind, [])
         if small:
             # The check of torch.amp.GradScaler: one launch, scaling by exactly 1.
             found = torch.zeros((), device=small[0].device)
             torch._amp_foreach_non_finite_check_and_unscale_(small, found, torch.ones_like(found))
             verdicts.append(found == 0)
-        # For large tensors on the CPU that check also writes every byte back; a sum of magnitudes only reads.
-        verdicts += [_finite_large(t) for t in kind if t.device.type == "cpu" and t.numel() >= SMALL]
+        # For large tensors on the CPU that check also writes every byte back; a norm only reads.
+        verdicts += [_finite_large(t) for t in large]
     if not verdicts:
         return torch.ones((), dtype=torch.bool)
     first = verdicts[0]

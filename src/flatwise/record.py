@@ -111,6 +111,5 @@ class StepRecord:
         return {name: getattr(self, name) for name in (*names, "reason", "updated", "passes", "closure_calls")}
 
 
-def lower_precision(dtype: torch.dtype) -> bool:
-    """Tell whether weights of ``dtype`` are so coarse that a perturbation must be measured to be known."""
-    return dtype.is_floating_point and torch.finfo(dtype).bits <= 16
+COARSE = frozenset({torch.float16, torch.bfloat16})
+"""Dtypes of weights so coarse that a perturbation must be measured to be known."""

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from flatwise.norms import all_finite
+from flatwise.norms import all_finite, kinds_of
 from flatwise.record import StepRecord
-
-
-def _values(grad: Tensor) -> Tensor:
-    """Return the numbers of a gradient as a dense real tensor that shares its memory."""
-    grad = grad._values() if grad.is_sparse else grad
-    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
 @torch.no_grad()
@@ -28,14 +21,15 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
         base: the optimizer about to step.
         record: takes the verdict.
     """
-    params = [p for group in base.param_groups for p in group["params"] if p.grad is not None]
-    grads = [_values(p.grad) for p in params]
-    finite = all_finite(grads)
-    record._finite = finite
-    if all(g.device.type == "cpu" for g in grads):
+    found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
+    grads = [grad._values() if grad.is_sparse else grad for grad in found]
+    grads = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]
+    record._finite = finite = all_finite(grads)
+    if not any(kind[0].device.type != "cpu" for kind in kinds_of(grads)):
         if not bool(finite):
-            for param in params:
-                param.grad = None
+            for group in base.param_groups:
+                for param in group["params"]:
+                    param.grad = None
     elif getattr(base, "_step_supports_amp_scaling", False):
         if getattr(base, "found_inf", None) is None:  # a GradScaler has its own verdict
             base.grad_scale, base.found_inf = None, (~finite).to(torch.float32)  # type: ignore[attr-defined]

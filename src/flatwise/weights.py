@@ -30,7 +30,7 @@ ROWS_FROM = 1 << 20
 """Below this many elements, looking for empty rows costs more than it saves."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """A parameter, or some of its rows, with the gradient that belongs to it.
 
@@ -81,13 +81,18 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool) -> list[Piece]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     for param in params:
         grad = param.grad
-        if grad is None or param.numel() == 0:
+        if grad is None:
             continue
-        large = grad.numel() >= SMALL and grad.device.type == "cpu"
-        # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
-        owned = large and not distributed and sys.getrefcount(grad) <= _OWNED
         param.grad = None
-        found.append(_piece(param, grad, owned, find_rows and large))
+        small = grad.numel() < SMALL
+        if small and not grad.is_sparse and not grad.is_complex():
+            if param.numel():
+                found.append(Piece(param, grad, param, grad))
+            continue
+        on_host = grad.device.type == "cpu"
+        # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
+        owned = on_host and not small and not distributed and sys.getrefcount(grad) <= _OWNED
+        found.append(_piece(param, grad, owned, find_rows and on_host))
         del grad
     return found
 
