@@ -76,6 +76,8 @@ def run_python(blocks: list[Block], name: str) -> None:
     namespace: dict[str, object] = {}
     exec(PRELUDE, namespace)
     for block in blocks:
+        if not block.info.startswith("python"):
+            continue
         # blank lines above the code make a traceback show the line of the page
         code = compile("\n" * block.line + block.text, name, "exec")
         if block.info == "python":
@@ -158,7 +160,8 @@ def check_page(page: str, name: str) -> None:
 
 def links_of(page: str) -> list[str]:
     """The targets of the page's links that are files of this repository."""
-    targets = re.findall(r"\]\(([^)\s]+)\)", page)
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
     return [target.split("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
 
 
@@ -180,26 +183,27 @@ def test_the_readme_has_blocks_of_each_kind():
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "complaint"),
     [
-        "```python\nfrom flatwise import NoSuchName\n```",
-        "```python\nSAM(\n```",
-        "# An error\n```python raises\n1 + 1\n```",
-        "# An error\n```python raises\nraise ValueError('another error')\n```",
-        "```bash\nflatwise compare --no-such-option 3\n```",
-        "```bash\nmake compare ARGS='--no-such-option 3'\n```",
-        "```bash\nmake no-such-goal\n```",
-        "```bash\npip install flatwise[nosuchextra]\n```",
-        "```bash\nrm -rf runs\n```",
-        "```text\na line that no run ever printed\n```",
-        "## What it shows\n| method | accuracy |\n",
-        "```bash\nflatwise compare --methods nosuchmethod\n```",
-        "```\nwithout a language\n```",
-        "```python\nnever closed\n",
+        ("```python\nfrom flatwise import NoSuchName\n```", "NoSuchName"),
+        ("```python\nprint(\n```", "never closed"),
+        ("```python\nfirst = 1\n```\n```python\nprint(frist)\n```", "frist"),
+        ("# An error\n```python raises\n1 + 1\n```", "DID NOT RAISE"),
+        ("# An error\n```python raises\nraise ValueError('another')\n```", "does not hold its heading"),
+        ("```bash\nflatwise compare --no-such-option 3\n```", "no-such-option"),
+        ("```bash\nflatwise compare --methods nosuchmethod\n```", "nosuchmethod"),
+        ("```bash\nmake compare ARGS='--no-such-option 3'\n```", "no-such-option"),
+        ("```bash\nmake no-such-goal\n```", "no-such-goal"),
+        ("```bash\npip install 'flatwise[nosuchextra]'\n```", "nosuchextra"),
+        ("```bash\nrm -rf runs\n```", "no check for the command 'rm'"),
+        ("```text\na line that no run ever printed\n```", "no record holds"),
+        ("## What it shows\n| method | accuracy |\n", "no record holds"),
+        ("```\nwithout a language\n```", "is in ''"),
+        ("```python\nx = 1\n", "never closed"),
     ],
 )
-def test_a_broken_block_is_noticed(broken):
-    with pytest.raises((Exception, pytest.fail.Exception)):
+def test_a_broken_block_is_noticed(broken, complaint):
+    with pytest.raises((Exception, pytest.fail.Exception), match=re.escape(complaint)):
         check_page(broken, "broken.md")
 
 
