@@ -30,12 +30,13 @@ class Climb:
     """The direction of an ascent: ``eps = rho * scale * direction``, where the directions replaced the gradients.
 
     Attributes:
-        scale: 0-dim tensor; 0 where the gradient is zero or not finite, so that nothing moves.
+        scale: a number on the CPU, a 0-dim tensor on an accelerator; 0 where the gradient is zero or not finite, so
+            that nothing moves.
         norm: the joint dual norm ``||Tg||_q``, 0-dim.
         group_norms: the dual norm of each group, 0-dim each.
     """
 
-    scale: Tensor
+    scale: float | Tensor
     norm: Tensor
     group_norms: tuple[Tensor, ...]
 
@@ -91,11 +92,17 @@ class Ball:
             self._times_t(weights, grads)
         group_norms = tuple(joint_norm(gs, self.q) for gs in grads)
         norm = combine(group_norms, self.q)
-        usable = torch.isfinite(norm) & (norm > 0)
-        unit = self._profile(grads, torch.where(usable, norm, 1))
+        scale: float | Tensor
+        if norm.device.type == "cpu":  # reading a number costs nothing here, and saves launches
+            usable = 0 < float(norm) < math.inf
+            unit = self._profile(grads, norm if usable else torch.ones_like(norm))
+            scale = 1 / float(unit) if usable else 0.0
+        else:
+            fine = torch.isfinite(norm) & (norm > 0)
+            scale = torch.where(fine, 1 / self._profile(grads, torch.where(fine, norm, 1)), 0)
         if self.adaptive:
             self._times_t(weights, grads)
-        return Climb(torch.where(usable, 1 / unit, 0), norm, group_norms)
+        return Climb(scale, norm, group_norms)
 
     def scaling(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return ``T = |w| + eta`` for each tensor of weights."""
@@ -209,7 +216,8 @@ class ProjectedAscent:
         )
         for pieces, rho in zip(groups, rhos, strict=True):
             for piece in pieces:
-                piece.grad.mul_(climb.scale.to(piece.grad.device) * rho)
+                scale = climb.scale if isinstance(climb.scale, float) else climb.scale.to(piece.grad.device)
+                piece.grad.mul_(scale * rho)
                 known = self._offsets.get(piece.param)
                 self._offsets[piece.param] = piece.grad if known is None else known.add_(piece.grad)
                 self._rhos[piece.param] = rho

@@ -38,20 +38,13 @@ def checked_radius(rho: Any) -> float:
     return number
 
 
-def unknown_options(names: Iterable[str]) -> TypeError:
-    """Return the error for keywords that nobody knows, with the nearest known one.
-
-    Args:
-        names: the keywords.
-
-    Returns:
-        The error, to be raised.
-    """
+def _unknown_options(names: Iterable[str]) -> str:
+    """Return the text of the error for keywords that nobody knows, with the nearest known one."""
     parts = []
     for name in names:
         near = difflib.get_close_matches(name, OPTIONS, n=1)
         parts.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return TypeError(f"SAM got unknown options: {', '.join(parts)}. Known: {', '.join(OPTIONS)}")
+    return f"SAM got unknown options: {', '.join(parts)}. Known: {', '.join(OPTIONS)}"
 
 
 def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> Optimizer:
@@ -73,7 +66,7 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
         if factory is not None:
             raise TypeError("SAM was given a ready optimizer and a class to make one: leave the class out")
         if arguments:
-            raise unknown_options(arguments)
+            raise TypeError(_unknown_options(arguments))
         base = params_or_base
     elif callable(factory):
         params = params_or_base if isinstance(params_or_base, torch.Tensor) else list(params_or_base)

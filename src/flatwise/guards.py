@@ -135,7 +135,8 @@ class PassGuard:
 
     def start(self) -> None:
         """Remember the state at the beginning of the first pass."""
-        self._devices = {p.device for p in self._params}
+        if self._params and self._params[0].device not in self._devices:  # the model was moved since
+            self._devices = {p.device for p in self._params}
         self._begun = RandomState(self._devices)
         self._versions = {id(b): b._version for _, _, b in self._buffers() if b.nbytes > LARGE}
 

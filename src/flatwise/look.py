@@ -13,7 +13,7 @@ from torch import Tensor
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
 from flatwise.descent import KeepGraph, second_order_term
 from flatwise.guards import PassGuard
-from flatwise.norms import accumulation_dtype, joint_norm, kinds_of
+from flatwise.norms import accumulation_dtype, joint_norm
 from flatwise.passes import Closure, later_pass
 from flatwise.record import COARSE, StepRecord
 from flatwise.weights import Displacement, Piece, pieces_of
@@ -75,24 +75,23 @@ class Look:
         climb = ball.climb(weights, [[piece.grad for piece in pieces] for pieces in groups])
         self._note(climb, rhos)
         everything = [piece for pieces in groups for piece in pieces]
-        kinds = kinds_of([piece.param for piece in everything])
-        on_host = all(kind[0].device.type == "cpu" for kind in kinds)
-        scale = float(climb.scale) if on_host else math.nan
-        if scale == 0:
-            for piece in everything:
-                piece.owner.grad = piece.source
-            return False
-        if scale > _TINY:  # a denormal gradient: its reciprocal norm would overflow as a float32 factor
-            torch._foreach_mul_([piece.grad for piece in everything], _TINY)
-            scale /= _TINY
+        scale = climb.scale
+        if isinstance(scale, float):
+            if scale == 0:
+                for piece in everything:
+                    piece.owner.grad = piece.source
+                return False
+            if scale > _TINY:  # a denormal gradient: its reciprocal norm would overflow as a float32 factor
+                torch._foreach_mul_([piece.grad for piece in everything], _TINY)
+                scale /= _TINY
         for pieces, rho in zip(groups, rhos, strict=True):
-            if on_host:
+            if isinstance(scale, float):
                 self._displacement.add(pieces, rho * scale)
                 continue
             for device in {piece.param.device for piece in pieces}:
                 here = [piece for piece in pieces if piece.param.device == device]
-                self._displacement.add(here, climb.scale.to(device) * rho)
-        if any(kind[0].dtype in COARSE for kind in kinds):
+                self._displacement.add(here, scale.to(device) * rho)
+        if not COARSE.isdisjoint({piece.param.dtype for piece in everything}):
             achieved = self._achieved(ball)
             self._record._radius = lambda: float(achieved)
         return True

@@ -131,32 +131,42 @@ def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
 
 
 @torch.no_grad()
-def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+def all_finite(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Tell whether every element of every tensor is finite, without waiting for a device.
 
     Args:
         tensors: dense real tensors.
 
     Returns:
-        A 0-dim bool tensor on the device of the first tensor.
+        True or False where all are on the CPU; otherwise a 0-dim bool tensor on an accelerator.
     """
-    verdicts: list[Tensor] = []
+    host, device = True, []
     for kind in kinds_of(tensors):
-        small, large = _by_size(kind) if kind[0].device.type == "cpu" else (kind, [])
-        if small:
-            # The check of torch.amp.GradScaler: one launch, scaling by exactly 1.
-            found = torch.zeros((), device=small[0].device)
-            torch._amp_foreach_non_finite_check_and_unscale_(small, found, torch.ones_like(found))
-            verdicts.append(found == 0)
-        # For large tensors on the CPU that check also writes every byte back; a norm only reads.
-        verdicts += [_finite_large(t) for t in large]
-    if not verdicts:
-        return torch.ones((), dtype=torch.bool)
-    first = verdicts[0]
-    return first if len(verdicts) == 1 else torch.stack([v.to(first.device) for v in verdicts]).all()
+        if kind[0].device.type != "cpu":
+            device.append(_device_finite(kind))
+        elif host:
+            host = _host_finite(kind)
+    if not device:
+        return host
+    verdict = torch.stack([v.to(device[0].device) for v in device]).all()
+    return verdict if host else torch.zeros_like(verdict)
 
 
-def _finite_large(tensor: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype))
-    # An infinite norm may also mean that finite squares left the range; only then look at every element.
-    return torch.isfinite(norm) if not torch.isinf(norm) else torch.isfinite(tensor).all()
+def _device_finite(kind: list[Tensor]) -> Tensor:
+    """Check in one launch, that of torch.amp.GradScaler, scaling by exactly 1."""
+    found = torch.zeros((), device=kind[0].device)
+    torch._amp_foreach_non_finite_check_and_unscale_(kind, found, torch.ones_like(found))
+    return found == 0
+
+
+def _host_finite(kind: list[Tensor]) -> bool:
+    """Check small tensors as on a device; that writes every byte back, so large ones are only read."""
+    small, large = _by_size(kind)
+    if small and not _device_finite(small):
+        return False
+    for tensor in large:
+        norm = float(torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype)))
+        # An infinite norm may also mean that finite squares left the range; only then look at every element.
+        if math.isnan(norm) or (math.isinf(norm) and not torch.isfinite(tensor).all()):
+            return False
+    return True

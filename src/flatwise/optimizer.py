@@ -69,6 +69,11 @@ class SAM(Optimizer):
             compiled before the first step). Not saved.
         fresh_masks: draw new dropout masks in the second pass instead of the same ones.
         **arguments: for the base optimizer's class.
+
+    Raises:
+        TypeError: if an option is unknown (the nearest known one is named), or a slot and its short options are both
+            given.
+        ValueError: if a number is out of its range, the parameter list is empty, or the base cannot be one (LBFGS).
     """
 
     base_optimizer: Optimizer
@@ -92,7 +97,7 @@ class SAM(Optimizer):
     @overload
     def __init__(self, params_or_base: Any, **options: Any) -> None: ...
 
-    def __init__(
+    def __init__(  # type: ignore[misc]  # mypy does not see that the positional-only form is covered
         self,
         params_or_base: Any,
         base_optimizer: Any = None,
@@ -229,6 +234,9 @@ class SAM(Optimizer):
     def step(self, closure: Any = None, batch: Any = _NO_BATCH) -> Any:
         """Take one step.
 
+        A RuntimeError names what is wrong and shows the right call: no closure, no gradient, gradients that were not
+        cleared, a graph kept from the first pass. The weights are as before then.
+
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()`` and returns the loss; it runs twice,
                 with gradients enabled. With ``batch``: a function of the batch that returns its mean loss, and
@@ -237,10 +245,6 @@ class SAM(Optimizer):
 
         Returns:
             The loss at w, detached; None without a closure.
-
-        Raises:
-            RuntimeError: if there is no closure, no gradient, or gradients were not cleared. Weights, gradients
-                aside, are as before.
         """
         for hook in list(self._optimizer_step_pre_hooks.values()):
             hook(self, (closure,), {})
@@ -265,10 +269,7 @@ class SAM(Optimizer):
             zero_grad: accepted for users of older code.
 
         Returns:
-            Whether the weights were moved.
-
-        Raises:
-            RuntimeError: if there are no gradients, or the weights are already moved.
+            Whether the weights were moved. Without gradients, or if they are already moved, a RuntimeError says so.
         """
         del zero_grad
         return self._open("first_step()", always=True)
@@ -316,10 +317,8 @@ class SAM(Optimizer):
             True: the weights are at w + eps, ``.grad`` is None; run the second pass, then :meth:`restore`. False: no
             usable gradient, or the schedule is not active; weights and gradients are untouched, and ``step()``
             without closure is the base's step. On an accelerator the size of the gradient is not read back, so
-            only missing gradients give False there; zero and non-finite ones do no harm.
-
-        Raises:
-            RuntimeError: if the weights are already moved.
+            only missing gradients give False there; zero and non-finite ones do no harm. If the weights are already
+            moved, a RuntimeError says so.
         """
         return self._open("perturb()", always=False)
 

@@ -41,7 +41,7 @@ class StepRecord:
     _perturbed_loss: Tensor | float | None = field(default=None, repr=False)
     _norm: Tensor | None = field(default=None, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
-    _finite: Tensor | None = field(default=None, repr=False)
+    _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
 
     @property

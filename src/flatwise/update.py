@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from flatwise.norms import all_finite, kinds_of
+from flatwise.norms import all_finite
 from flatwise.record import StepRecord
 
 
@@ -25,8 +25,8 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
     grads = [grad._values() if grad.is_sparse else grad for grad in found]
     grads = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]
     record._finite = finite = all_finite(grads)
-    if not any(kind[0].device.type != "cpu" for kind in kinds_of(grads)):
-        if not bool(finite):
+    if isinstance(finite, bool):
+        if not finite:
             for group in base.param_groups:
                 for param in group["params"]:
                     param.grad = None

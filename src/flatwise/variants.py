@@ -148,8 +148,7 @@ def create(name: str, base_optimizer: Optimizer, **options: Any) -> SAM:
         The optimizer.
 
     Raises:
-        TypeError: if an option that the method needs is missing, or an option is unknown.
-        ValueError: if there is no such method, or a value is out of range.
+        TypeError: if an option that the method needs is missing.
     """
     row = variant_info(name)
     missing = [option for option in row.needs if option not in options]
