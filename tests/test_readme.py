@@ -176,6 +176,13 @@ def test_every_link_of_the_page_leads_to_a_file(path):
     assert not missing
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_test_that_the_page_names_exists(path):
+    named = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", path.read_text())
+    missing = [name for name, file in named if f"def {name}(" not in (path.parent / file).read_text()]
+    assert not missing
+
+
 def test_the_readme_has_blocks_of_each_kind():
     page = (ROOT / "README.md").read_text()
     assert {block.info for block in blocks_of(page)} >= {"python", "bash"}
