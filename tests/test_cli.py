@@ -85,7 +85,7 @@ def test_off_a_terminal_there_is_plain_text_and_nothing_else(
     assert first.err == ""
     assert "\x1b" not in first.out
     assert "\r" not in first.out
-    assert re.search(r"^\| sam \(rho 0\.5\) +\|", first.out, flags=re.MULTILINE)
+    assert re.search(r"^\| sam \(rho 0\.05\) +\|", first.out, flags=re.MULTILINE)
     assert "drawn other class" in " ".join(first.out.split())
     assert main(words) == 0
     second = capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_the_folder_holds_what_is_promised(tiny: Make) -> None:
     config = json.loads(folder.config.read_text())
     assert config["config"]["methods"] == "sgd,sam,asam"
     assert config["config"]["lr"] == 0.05
-    assert [method["options"].get("rho") for method in config["methods"]] == [None, 0.5, 5.0]
+    assert [method["options"].get("rho") for method in config["methods"]] == [None, 0.05, 0.5]
     environment = json.loads(folder.environment.read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert environment["threads_per_worker"] == 1

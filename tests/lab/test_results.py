@@ -27,12 +27,15 @@ TIMING = {
 }
 
 
-def runs(test: list[float], *, validation: float = 0.8, train: float = 0.9, epochs: int = 40) -> list[dict[str, Any]]:
+def runs(
+    test: list[float], *, validation: float = 0.8, train: float = 0.9, epochs: int = 40, peak: float = 0.0
+) -> list[dict[str, Any]]:
     return [
         {
             "seed": seed, "epochs": epochs, "steps": 10 * epochs, "test_accuracy": value,
             "validation_accuracy": validation, "train_accuracy": train, "wrong_labels_fitted": 0.5,
-            "gradient_evaluations_per_step": 2.0, "seconds": 4.0 + seed, "history": [],
+            "gradient_evaluations_per_step": 2.0, "seconds": 4.0 + seed,
+            "history": [{"validation_accuracy": value} for value in (0.5, validation + peak, validation)],
         }
         for seed, value in enumerate(test)
     ]  # fmt: skip
@@ -127,6 +130,14 @@ def test_several_comparisons_noise_cost_and_scope_are_said() -> None:
     assert "nothing about clean labels" in text
     assert "all 2 hold" not in text_of(results({"sgd": runs(SGD), "sam": runs(SAM)}))
     assert "with the labels as they are" in text_of(results({"sgd": runs(SGD), "sam": runs(SAM)}, label_noise=0.0))
+
+
+def test_a_method_that_stopping_early_would_help_is_named() -> None:
+    made = results({"sgd": runs(SGD, peak=0.1), "sam": runs(SAM, peak=0.01)})
+    assert made["methods"]["sgd"]["best_validation"] == {"epoch": 2, "mean": pytest.approx(0.9)}
+    text = text_of(made)
+    assert "sgd had 90.0 % of the validation images right after epoch 2 and 80.0 % at the end" in text
+    assert "sam had" not in text
 
 
 def test_a_collapse_is_called_one() -> None:

@@ -46,7 +46,11 @@ class UnknownNameError(LabError):
 
 
 class TrainingError(LabError):
-    """A run that failed, or a training process that ended on its own."""
+    """A run that failed, or a training process that ended on its own.
+
+    Attributes:
+        exit_code: 1.
+    """
 
     exit_code: int = 1
 
@@ -57,6 +61,9 @@ class CannotWriteError(LabError):
     Args:
         path: what was to be written.
         error: what the system said.
+
+    Attributes:
+        exit_code: 1.
     """
 
     exit_code: int = 1

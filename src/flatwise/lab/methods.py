@@ -15,9 +15,9 @@ from flatwise.lab.config import CompareConfig
 from flatwise.lab.errors import LabError, UnknownNameError
 
 ALIASES = {"m": "micro_batch_size"}
-# Radii that the lab uses on the digits, where nothing else is said. They were chosen by validation accuracy,
-# on seeds that no default comparison uses (docs/compare.md). Elsewhere each variant's own default holds.
-DIGITS_RHO = {"sam": 0.5, "asam": 5.0}
+# Radii for the default network on the default data, where nothing else is said. They were chosen by validation
+# accuracy, on seeds that no default comparison uses (docs/compare.md). Elsewhere each variant's own default holds.
+DEFAULT_NETWORK_RHO = {"sam": 0.5, "asam": 5.0}
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _parse(text: str, config: CompareConfig) -> Method:
 def _default_rho(variant: str, config: CompareConfig) -> float:
     if config.rho is not None:
         return config.rho
-    if config.dataset == "digits" and variant in DIGITS_RHO:
-        return DIGITS_RHO[variant]
+    if (config.dataset, config.model) == ("digits", "cnn-small") and variant in DEFAULT_NETWORK_RHO:
+        return DEFAULT_NETWORK_RHO[variant]
     return flatwise.variant_info(variant).rho
 
 

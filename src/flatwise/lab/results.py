@@ -93,6 +93,7 @@ def _record(method: Method, runs: Sequence[Result], timing: Mapping[str, Any]) -
         "steps": runs[0]["steps"],
         "test_accuracy": over_seeds("test_accuracy"),
         "validation_accuracy": over_seeds("validation_accuracy"),
+        "best_validation": _best_validation(runs),
         "train_accuracy": over_seeds("train_accuracy"),
         "wrong_labels_fitted": fitted,
         "gradient_evaluations_per_step": sum(run["gradient_evaluations_per_step"] for run in runs) / len(runs),
@@ -101,6 +102,16 @@ def _record(method: Method, runs: Sequence[Result], timing: Mapping[str, Any]) -
         "relative_time_quartiles": [bound * method.longer for bound in step["quartiles"]],
         "step_seconds": step["step_seconds"],
     }
+
+
+def _best_validation(runs: Sequence[Result]) -> Result:
+    # Over the mean of the seeds: the best epoch of each seed alone would pick chance along with merit.
+    means = [
+        sum(record["validation_accuracy"] for record in epoch) / len(epoch)
+        for epoch in zip(*(run["history"] for run in runs), strict=True)
+    ]
+    best = max(range(len(means)), key=means.__getitem__)
+    return {"epoch": best + 1, "mean": means[best]}
 
 
 def _equal_compute(config: CompareConfig, records: dict[str, Result]) -> Result:

@@ -6,6 +6,8 @@ from typing import Any
 
 Result = dict[str, Any]
 
+EARLY_PEAK = 0.03
+
 
 def verdict(results: Result) -> list[str]:
     """Say what the numbers mean.
@@ -20,6 +22,7 @@ def verdict(results: Result) -> list[str]:
     sentences += _several(results)
     sentences += _collapsed(results)
     sentences += _fitted(results)
+    sentences += _peaked(results)
     sentences += _cost(results)
     sentences.append(_scope(results))
     return sentences
@@ -85,6 +88,19 @@ def _fitted(results: Result) -> list[str]:
     if not shares:
         return []
     return [f"Share of the wrong training labels that the network learned by heart: {', '.join(shares)}."]
+
+
+def _peaked(results: Result) -> list[str]:
+    sentences = []
+    for name, record in results["methods"].items():
+        best, last = record["best_validation"], record["validation_accuracy"]["mean"]
+        if best["mean"] - last > EARLY_PEAK:
+            sentences.append(
+                f"Every accuracy is that of the last epoch. {name} had {100 * best['mean']:.1f} % of the validation "
+                f"images right after epoch {best['epoch']} and {100 * last:.1f} % at the end: stopping early would have "
+                "helped it."
+            )
+    return sentences
 
 
 def _cost(results: Result) -> list[str]:
