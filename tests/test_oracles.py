@@ -35,10 +35,10 @@ def loss_of(weights: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 
 def flat_loss(w: Tensor, samples: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The same loss of one flat vector, sample by sample."""
+    """The same loss as a function of one flat vector and a list of samples."""
     sizes = [math.prod(shape) for shape in SHAPES]
     weights = [part.view(shape) for part, shape in zip(w.split(sizes), SHAPES, strict=True)]
-    return sum(loss_of(weights, x[None], y[None]) for x, y in samples) / len(samples)
+    return loss_of(weights, torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples]))
 
 
 def make_weights() -> list[torch.nn.Parameter]:
