@@ -155,6 +155,8 @@ def test_every_way_moves_as_far_and_comes_back(shape: tuple[int, ...], make: Any
     opt = SAM(torch.optim.SGD([w], lr=0.1), RHO)
     w.grad = grad.clone()
     assert opt.perturb()
+    # Half precision is not swapped: the factor of torch.add is rounded to the dtype of the weights.
+    way = "_Whole" if way == "_Swapped" and dtype == torch.bfloat16 else way
     assert [type(entry).__name__ for entry in opt._look._displacement._log] == [way]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     length = torch.linalg.vector_norm(grad.double())
@@ -202,6 +204,24 @@ def test_a_gradient_that_somebody_holds_is_not_used_as_the_copy() -> None:
     assert [type(entry).__name__ for entry in opt._look._displacement._log] == ["_Whole"]
     assert torch.equal(held, copy)
     opt.restore()
+    assert torch.equal(w.detach(), before)
+
+
+def test_a_gradient_that_is_used_on_does_not_change_what_is_restored() -> None:
+    w, x = torch.nn.Parameter(torch.randn(SMALL)), torch.randn(SMALL)
+    before, kept = w.detach().clone(), []
+    opt = SAM(torch.optim.SGD([w], lr=0.0), RHO)
+
+    def keep_the_first() -> Tensor:
+        opt.zero_grad()
+        loss = (w * x).sin().sum()
+        loss.backward()
+        if kept:
+            kept[0].zero_()
+        kept.append(w.grad)
+        return loss
+
+    opt.step(keep_the_first)
     assert torch.equal(w.detach(), before)
 
 
