@@ -97,8 +97,8 @@ def _peaked(results: Result) -> list[str]:
         if best["mean"] - last > EARLY_PEAK:
             sentences.append(
                 f"Every accuracy is that of the last epoch. {name} had {100 * best['mean']:.1f} % of the validation "
-                f"images right after epoch {best['epoch']} and {100 * last:.1f} % at the end: stopping early would have "
-                "helped it."
+                f"images right after epoch {best['epoch']} and {100 * last:.1f} % at the end: stopping early would "
+                "have helped it."
             )
     return sentences
 

@@ -51,9 +51,7 @@ class Panel:
     from_zero: bool = False
 
 
-def draw_panels(
-    panels: Sequence[Panel], file: BinaryIO, *, title: str, subtitle: str, horizontal: str
-) -> None:
+def draw_panels(panels: Sequence[Panel], file: BinaryIO, *, title: str, subtitle: str, horizontal: str) -> None:
     """Draw panels side by side, with one legend, as a PNG.
 
     Nothing global is touched: no pyplot, no backend, no style of the caller's is changed or used up.
@@ -95,9 +93,7 @@ def _draw_panel(axes: Any, panel: Panel, handles: dict[str, Any]) -> None:
         axes.fill_between(band.positions, low, high, color=colour, alpha=0.18, linewidth=0)
         # One point makes no line.
         marker = "o" if len(band.positions) == 1 else None
-        (line,) = axes.plot(
-            band.positions, band.means, color=colour, linestyle=dashes, linewidth=1.8, marker=marker
-        )
+        (line,) = axes.plot(band.positions, band.means, color=colour, linestyle=dashes, linewidth=1.8, marker=marker)
         handles.setdefault(band.label, line)
     axes.set_title(panel.title, loc="left", fontsize=10.5, color=INK)
     axes.set_ylabel(panel.unit, color=INK)
