@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.step import train
 from torch import Tensor
 
 import flatwise
 from flatwise import SAM
+from oracles.step import train
 
 SAMPLES, FEATURES, HIDDEN, STEPS = 7, 4, 5, 4
 SHAPES = ((HIDDEN, FEATURES), (HIDDEN,), (1, HIDDEN), ())
