@@ -512,7 +512,7 @@ def test_an_unknown_option_names_the_nearest(wrong, right):
 
 
 def test_an_unknown_option_without_a_near_one():
-    with pytest.raises(TypeError, match="'xyz'.*Known: rho"):
+    with pytest.raises(TypeError, match=r"'xyz'.*Known: rho"):
         make(xyz=1)
     with pytest.raises(TypeError, match="xyz"):
         SAM(mlp().parameters(), torch.optim.SGD, lr=0.1, xyz=1)
@@ -543,7 +543,7 @@ def test_what_cannot_be_a_base():
         SAM(SAM(sgd(model)))
     with pytest.raises(TypeError, match="leave the class out"):
         SAM(sgd(model), torch.optim.SGD, rho=0.1)
-    with pytest.raises(TypeError, match="must be a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer"):
         SAM(model.parameters(), lambda params: "not one")
 
 

@@ -113,5 +113,5 @@ def test_an_unknown_name_without_a_near_one_lists_all():
 
 
 def test_an_unknown_option_is_not_swallowed():
-    with pytest.raises(TypeError, match="'adaptve'.*did you mean 'adaptive'"):
+    with pytest.raises(TypeError, match=r"'adaptve'.*did you mean 'adaptive'"):
         create("sam", sgd(mlp()), adaptve=True)
