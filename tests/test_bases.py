@@ -114,7 +114,8 @@ def test_every_way_to_give_the_base(name):
         elif way == "function":
             opt = SAM(params, lambda ps: make(ps, **options), 0.2)
         elif way == "groups":
-            opt = SAM([{"params": params[:1], "rho": 0.2}, {"params": params[1:]}], make, rho=0.2, **options)
+            radius = {"sam_rho" if name == "adadelta" else "rho": 0.2}
+            opt = SAM([{"params": params[:1], **radius}, {"params": params[1:]}], make, rho=0.2, **options)
         else:
             opt = SAM(model.named_parameters(), make, rho=0.2, **options)
         assert type(opt.base_optimizer) is make
