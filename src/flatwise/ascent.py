@@ -83,26 +83,39 @@ class Ball:
 
         Args:
             weights: per group, the weights (read only where ``adaptive``).
-            grads: per group, the gradients, shapes of the weights; overwritten.
+            grads: per group, the gradients, shapes of the weights; overwritten, unless they turn out to be zero or not
+                finite (on the CPU).
 
         Returns:
             The scale and the norms; ``rho * scale * direction`` is the perturbation.
         """
-        if self.adaptive:
-            self._times_t(weights, grads)
-        group_norms = tuple(joint_norm(gs, self.q) for gs in grads)
+        group_norms = tuple(self._dual_norm(ws, gs) for ws, gs in zip(weights, grads, strict=True))
         norm = combine(group_norms, self.q)
         scale: float | Tensor
         if norm.device.type == "cpu":  # reading a number costs nothing here, and saves launches
             usable = 0 < float(norm) < math.inf
-            unit = self._profile(grads, norm if usable else torch.ones_like(norm))
-            scale = 1 / float(unit) if usable else 0.0
+            scale = 1 / float(self._direct(weights, grads, norm)) if usable else 0.0
         else:
             fine = torch.isfinite(norm) & (norm > 0)
-            scale = torch.where(fine, 1 / self._profile(grads, torch.where(fine, norm, 1)), 0)
+            scale = torch.where(fine, 1 / self._direct(weights, grads, torch.where(fine, norm, 1)), 0)
+        return Climb(scale, norm, group_norms)
+
+    def _dual_norm(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+        """Return ``||Tg||_q`` and leave the gradients alone: they may turn out to be of no use."""
+        if not self.adaptive:
+            return joint_norm(grads, self.q)
+        packed = packs(weights, grads)
+        norms = [joint_norm(torch._foreach_mul(self.scaling(ws), gs), self.q) for ws, gs in packed]
+        return combine(norms, self.q) if norms else joint_norm(grads, self.q)
+
+    def _direct(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+        """Turn gradients into ``T sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
         if self.adaptive:
             self._times_t(weights, grads)
-        return Climb(scale, norm, group_norms)
+        divisor = self._profile(grads, norm)
+        if self.adaptive:
+            self._times_t(weights, grads)
+        return divisor
 
     def scaling(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return ``T = |w| + eta`` for each tensor of weights."""
@@ -159,7 +172,9 @@ class Ball:
         elif self.p == 2:
             profile = [s / norm for s in scaled]
         else:
-            profile = [s.sign() * (s.abs() / norm) ** (self.q - 1) for s in scaled]
+            # |s|^(q-1) has an infinite slope at 0 for p > 2; an element that is 0 has no share in the perturbation.
+            safe = [torch.where(s == 0, norm.detach(), s).abs() for s in scaled]
+            profile = [s.sign() * (a / norm) ** (self.q - 1) for s, a in zip(scaled, safe, strict=True)]
         return [rho * t * u for rho, t, u in zip(rhos, scales, profile, strict=True)]
 
 

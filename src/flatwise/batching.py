@@ -6,8 +6,9 @@ tensors, and tensors without dimensions, go to every part unchanged.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,8 @@ class Batching:
         """
         if self.ascent_fraction == 1:
             return part
-        return narrow(part, 0, math.ceil(self.ascent_fraction * count(part)))
+        # 0.07 * 100 is a little more than 7
+        return narrow(part, 0, math.ceil(round(self.ascent_fraction * count(part), 6)))
 
 
 def _leaves(batch: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
@@ -129,7 +131,11 @@ def narrow(batch: Any, start: int, stop: int) -> Any:
         return batch[start:stop] if batch.dim() else batch
     if isinstance(batch, Mapping):
         cut = {key: narrow(value, start, stop) for key, value in batch.items()}
-        return cut if type(batch) is dict else type(batch)(cut)  # type: ignore[call-arg]
+        if isinstance(batch, MutableMapping):  # a shallow copy keeps what the class needs, such as a default factory
+            whole = copy.copy(batch)
+            whole.update(cut)
+            return whole
+        return type(batch)(cut)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(narrow(value, start, stop) for value in batch))
     if isinstance(batch, tuple | list):

@@ -53,23 +53,27 @@ def second_order_term(
 
     Args:
         ball: the set that was searched.
-        params: the perturbed parameters, at w, whose ``.grad`` carries a graph (made inside :class:`KeepGraph`).
+        params: all parameters, at w, whose ``.grad`` carries a graph (made inside :class:`KeepGraph`). Those of
+            radius 0 do not move, but the perturbation of the others depends on them.
         rhos: radius of each parameter's group.
         perturbed: gradients ``g'`` at w + eps, None where there was none.
 
     Returns:
         The term for each parameter, None where it is zero.
     """
-    chosen = [i for i, p in enumerate(params) if p.grad is not None and p.numel()]
-    grads = [grad for i in chosen if (grad := params[i].grad) is not None]
-    result: list[Tensor | None] = [None] * len(params)
+    moving = [i for i, p in enumerate(params) if rhos[i] > 0 and p.grad is not None and p.numel()]
+    weights = [params[i] for i in moving]
+    grads = [grad for i in moving if (grad := params[i].grad) is not None]
     if not grads:
-        return result
-    weights = [params[i] for i in chosen]
-    eps = ball.perturbation(weights, grads, [rhos[i] for i in chosen])
-    pairs = [(e, v) for e, i in zip(eps, chosen, strict=True) if (v := perturbed[i]) is not None and e.requires_grad]
-    if pairs:  # otherwise the loss is linear, and the perturbation does not depend on w
-        outputs, vectors = [e for e, _ in pairs], [v.to(e.dtype) for e, v in pairs]
-        for i, term in zip(chosen, torch.autograd.grad(outputs, weights, vectors, allow_unused=True), strict=True):
-            result[i] = term
+        return [None] * len(params)
+    eps = ball.perturbation(weights, grads, [rhos[i] for i in moving])
+    pairs = [(e, v) for e, i in zip(eps, moving, strict=True) if (v := perturbed[i]) is not None and e.requires_grad]
+    if not pairs:  # the loss is linear, and the perturbation does not depend on w
+        return [None] * len(params)
+    outputs, vectors = [e for e, _ in pairs], [v.to(e.dtype) for e, v in pairs]
+    inputs = [i for i, p in enumerate(params) if p.requires_grad]
+    terms = torch.autograd.grad(outputs, [params[i] for i in inputs], vectors, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(params)
+    for i, term in zip(inputs, terms, strict=True):
+        result[i] = term
     return result

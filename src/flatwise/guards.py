@@ -97,6 +97,7 @@ class PassGuard:
         self._in_step = False
         if model is not None:
             self._add_root(model)
+            self.listen_to_roots()
         self.expect(params)
 
     def expect(self, params: Iterable[Tensor]) -> None:
@@ -111,7 +112,7 @@ class PassGuard:
         covered = {id(p) for root in self._modules() for p in root.parameters()}
         self._unseen_params |= {id(p) for p in new} - covered
         self._holders = None
-        if self._watch is None:
+        if self._watch is None and self._unseen_params:
             self._watch = register_module_forward_pre_hook(_Start(self))
             weakref.finalize(self, self._watch.remove)
 

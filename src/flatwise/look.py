@@ -13,9 +13,9 @@ from torch import Tensor
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
 from flatwise.descent import KeepGraph, second_order_term
 from flatwise.guards import PassGuard
-from flatwise.norms import accumulation_dtype, joint_norm
+from flatwise.norms import COARSE, accumulation_dtype, joint_norm
 from flatwise.passes import Closure, later_pass
-from flatwise.record import COARSE, StepRecord
+from flatwise.record import StepRecord
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
@@ -152,16 +152,11 @@ class Look:
                 "second_order=True differentiates the gradient, so the closure must call loss.backward() "
                 "(not torch.autograd.backward or grad); or use opt.step(loss_fn, batch)"
             )
-        perturbed = [(p, rho) for g, rho in zip(self._groups, self._rhos, strict=True) if rho > 0 for p in g["params"]]
-        by_param = dict(zip(params, kept, strict=True))
-        chosen, rhos = [p for p, _ in perturbed], [rho for _, rho in perturbed]
-        terms = second_order_term(self._ascent.ball, chosen, rhos, [by_param[p] for p in chosen])
-        for param, term in zip(chosen, terms, strict=True):
-            grad = by_param[param]
-            if term is not None:
-                by_param[param] = term if grad is None else grad + term
-        for param, grad in by_param.items():
-            param.grad = None if grad is None else grad.detach()
+        rhos = [rho for g, rho in zip(self._groups, self._rhos, strict=True) for _ in g["params"]]
+        terms = second_order_term(self._ascent.ball, params, rhos, kept)
+        for param, grad, term in zip(params, kept, terms, strict=True):
+            total = term if grad is None else grad if term is None else grad + term
+            param.grad = None if total is None else total.detach()
 
 
 def _radius(ball: Ball, climb: Climb, rhos: Sequence[float]) -> Callable[[], float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
 SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
+
+
+COARSE = frozenset({torch.float16, torch.bfloat16})
+"""Dtypes of weights so coarse that a perturbation must be measured to be known."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,7 +41,12 @@ def kinds_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """
     if not tensors:
         return []
+    if all(map(_IS_CPU, tensors)) and len({t.dtype for t in tensors}) == 1:
+        return [list(tensors)]
     return [lists[0] for lists, _ in _group_tensors_by_device_and_dtype([list(tensors)]).values()]  # type: ignore[misc]
+
+
+_IS_CPU = attrgetter("is_cpu")
 
 
 def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Tensor], ...]]:
@@ -68,17 +78,22 @@ def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Ten
 def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
     """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
     small, large = _by_size(kind)
+    # Float32 sums of squares lose digits over millions of elements: the blocks are combined in float64.
+    blocks = [block for t in large for block in torch.split(t.reshape(-1), _BLOCK)]
     if small:
-        large.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
-    return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in large if t.numel()]
+        blocks.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
+    return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in blocks if t.numel()]
+
+
+_BLOCK = 1 << 18
 
 
 def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    small: list[Tensor] = []
-    large: list[Tensor] = []
-    for tensor in kind:
-        (small if tensor.numel() < SMALL else large).append(tensor)
-    return small, large
+    sizes = [t.numel() for t in kind]
+    if max(sizes, default=0) < SMALL:
+        return list(kind), []
+    small = [t for t, size in zip(kind, sizes, strict=True) if size < SMALL]
+    return small, [t for t, size in zip(kind, sizes, strict=True) if size >= SMALL]
 
 
 def _device_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
@@ -98,11 +113,11 @@ def combine(norms: Sequence[Tensor], q: float) -> Tensor:
     """Return the ``q``-norm of a vector whose parts have the ``q``-norms ``norms`` (0-dim tensors)."""
     if len(norms) == 1:
         return norms[0]
-    first = norms[0]
-    dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
-    stacked = torch.stack([n.to(first.device, dtype) for n in norms])
-    total: Tensor = torch.linalg.vector_norm(stacked, q)
-    return total
+    device = norms[0].device
+    stacked = torch.stack([n.to(device) for n in norms])
+    dtype = torch.float64 if device.type != "mps" else None  # which has no float64
+    total: Tensor = torch.linalg.vector_norm(stacked, q, dtype=dtype)
+    return total.to(stacked.dtype)
 
 
 @torch.no_grad()
@@ -115,19 +130,32 @@ def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
 
     Returns:
         A 0-dim tensor on the device of the first tensor, float32, or float64 where any tensor is float64.
-        On the CPU a float32 result of 0 or infinity is taken again in float64, since squares of float32
-        numbers below 1e-23 or above 1e19 leave the range of float32. On an accelerator that would wait
-        for the device, so it is not done there.
+        On the CPU a result whose q-th power is near the edge of its dtype is taken again in units of the largest
+        element, in float64. On an accelerator that would wait for the device, so it is not done there.
     """
     norms = _all_norms(tensors, q)
     if not norms:
         return torch.zeros((), device=tensors[0].device if len(tensors) else None)
     total = combine(norms, q)
-    if total.device.type == "cpu" and total.dtype == torch.float32:
-        value = float(total)
-        if value == 0.0 or math.isinf(value):
-            return combine(_all_norms(tensors, q, torch.float64), q)
+    if total.device.type == "cpu" and not _comfortable(float(total), q, total.dtype):
+        return _norm_by_peak(tensors, q, total)
     return total
+
+
+def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
+    """Tell whether a norm and the powers it was summed from lie well inside the range of their dtype."""
+    if math.isnan(value) or math.isinf(q):
+        return True
+    low, high = (-280.0, 300.0) if dtype == torch.float64 else (-30.0, 37.0)
+    return 0 < value < math.inf and low < q * math.log10(value) < high
+
+
+def _norm_by_peak(tensors: Sequence[Tensor], q: float, total: Tensor) -> Tensor:
+    peak = float(combine(_all_norms(tensors, math.inf), math.inf))
+    if peak == 0 or not math.isfinite(peak):
+        return torch.full_like(total, peak)
+    relative = [torch.linalg.vector_norm(t.double() / peak, q) for t in tensors if t.numel()]
+    return combine(relative, q) * peak
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from flatwise.look import Look
 from flatwise.passes import NO_CLOSURE, Closure, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
 from flatwise.schedule import Radius, Schedule
-from flatwise.update import withhold_nonfinite
+from flatwise.update import forget_verdict, withhold_nonfinite
 
 _NO_BATCH: Any = object()
 _STEP = "sam_step"
@@ -158,7 +158,7 @@ class SAM(Optimizer):
         self._wired = True
         self._fixed: list[bool] = getattr(self, "_fixed", [])
         self._look: Look | None = None
-        self._armed = self._unchecked = False
+        self._armed = self._unchecked = self._verdict_left = False
         self.last = StepRecord()
         self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._guarded = 0
@@ -445,6 +445,7 @@ class SAM(Optimizer):
         """
         guard, look = self._guard, self._new_look(record)
         split = ascend is not descend
+        fraction = self._batching.ascent_fraction if split else 1.0
         guard.enter_step()
         try:
             with nullcontext() if own else refuse_stale_gradients(self.param_groups):
@@ -452,7 +453,7 @@ class SAM(Optimizer):
             guard.first_pass_done()
             record._perturbed_loss = None
             record.closure_calls += 1
-            record.passes += share * (self._batching.ascent_fraction if split else 1.0)
+            record.passes += share * fraction
             if not self._has_gradients():
                 raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
             look.keep_random = split
@@ -468,7 +469,7 @@ class SAM(Optimizer):
                 guard.rewind()
             record._perturbed_loss = later_pass(descend)
             record.closure_calls += self._ascent.steps
-            record.passes += share * self._ascent.steps
+            record.passes += share * (1 + fraction * (self._ascent.steps - 1))
             if not self._has_gradients():
                 raise RuntimeError(
                     "the closure left no gradients in its second run: it must call loss.backward() each time"
@@ -477,7 +478,7 @@ class SAM(Optimizer):
             if self._descent.second_order:
                 look.add_second_order(ascend)
                 record.closure_calls += 1
-                record.passes += share
+                record.passes += share * fraction
         finally:
             try:
                 look.close()
@@ -529,9 +530,12 @@ class SAM(Optimizer):
             )
         if self._unchecked:
             self._unchecked = False
-            withhold_nonfinite(self.base_optimizer, self.last)
+            self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last)
 
     def _after_base_step(self, *_: Any) -> None:
+        if self._verdict_left:
+            self._verdict_left = False
+            forget_verdict(self.base_optimizer)
         self._opt_called = True  # learning-rate schedulers on the wrapper ask whether a step was made
 
     # State

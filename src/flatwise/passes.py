@@ -152,10 +152,11 @@ def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
     Raises:
         RuntimeError: if gradients were not cleared.
     """
-    watched = [next((p for p in g["params"] if p.grad is not None and not p.grad.is_sparse), None) for g in groups]
     probes: list[tuple[Tensor, Tensor, int, list[int], Any]] = []
-    for param in watched:
-        if param is not None and param.grad is not None and param.requires_grad:
+    for group in groups:
+        usable = (p for p in group["params"] if p.grad is not None and p.requires_grad and not p.grad.is_sparse)
+        param = next(usable, None)
+        if param is not None:
             counted = [0]
             hook = param.register_post_accumulate_grad_hook(_counter(counted))
             probes.append((param, param.grad, param.grad._version, counted, hook))

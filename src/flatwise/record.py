@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Reason = Literal[
@@ -109,7 +108,3 @@ class StepRecord:
         """
         names = ("step", "loss", "perturbed_loss", "sharpness", "gradient_norm", "perturbation_norm", "rho", "active")
         return {name: getattr(self, name) for name in (*names, "reason", "updated", "passes", "closure_calls")}
-
-
-COARSE = frozenset({torch.float16, torch.bfloat16})
-"""Dtypes of weights so coarse that a perturbation must be measured to be known."""

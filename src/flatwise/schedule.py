@@ -68,4 +68,5 @@ class Schedule:
         start, stop = self.window
         if (start, stop) == (0, 1) or self.total_steps is None:
             return True
-        return step >= start * self.total_steps and (stop == 1 or step < stop * self.total_steps)
+        first, end = (round(share * self.total_steps, 6) for share in (start, stop))  # 0.55 * 100 is not 55
+        return step >= first and (stop == 1 or step < end)

@@ -10,7 +10,7 @@ from flatwise.record import StepRecord
 
 
 @torch.no_grad()
-def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
+def withhold_nonfinite(base: Optimizer, record: StepRecord) -> bool:
     """Keep a non-finite gradient from the base optimizer, without waiting for a device.
 
     On the CPU the gradients are removed, so the base's step changes nothing, its state included. On an accelerator a
@@ -20,6 +20,9 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
     Args:
         base: the optimizer about to step.
         record: takes the verdict.
+
+    Returns:
+        Whether a verdict was left with a fused base, to be removed by :func:`forget_verdict` after its step.
     """
     found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
     grads = [grad._values() if grad.is_sparse else grad for grad in found]
@@ -33,6 +36,17 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> None:
     elif getattr(base, "_step_supports_amp_scaling", False):
         if getattr(base, "found_inf", None) is None:  # a GradScaler has its own verdict
             base.grad_scale, base.found_inf = None, (~finite).to(torch.float32)  # type: ignore[attr-defined]
+            return True
     else:
         for grad in grads:
             grad.masked_fill_(~finite.to(grad.device), 0)
+    return False
+
+
+def forget_verdict(base: Optimizer) -> None:
+    """Remove the verdict that :func:`withhold_nonfinite` left with a fused base: it is for one step.
+
+    Args:
+        base: the optimizer that has stepped.
+    """
+    del base.grad_scale, base.found_inf  # type: ignore[attr-defined]

@@ -21,10 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatwise.norms import SMALL, accumulation_dtype
+from flatwise.norms import COARSE, SMALL, accumulation_dtype
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
+
+SWAP_FROM = 1 << 20
+"""Below this many elements, a fresh copy costs less than moving block by block."""
 
 ROWS_FROM = 1 << 20
 """Below this many elements, looking for empty rows costs more than it saves."""
@@ -56,10 +59,11 @@ class Piece:
 
 
 def _references_when_owned() -> int:
-    """Count the Python references that a gradient has when nobody but its parameter holds it."""
+    """Count the Python references that a gradient has when nobody holds it but the one who took it."""
     param = torch.nn.Parameter(torch.zeros(1))
     param.grad = torch.zeros(1)
     grad = param.grad
+    param.grad = None
     return sys.getrefcount(grad)
 
 
@@ -81,13 +85,12 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool) -> list[Piece]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     for param in params:
         grad = param.grad
-        if grad is None:
+        if grad is None or not param.numel():
             continue
         param.grad = None
         small = grad.numel() < SMALL
         if small and not grad.is_sparse and not grad.is_complex():
-            if param.numel():
-                found.append(Piece(param, grad, param, grad))
+            found.append(Piece(param, grad, param, grad))
             continue
         on_host = grad.device.type == "cpu"
         # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
@@ -113,7 +116,9 @@ def _piece(param: Tensor, source: Tensor, owned: bool, find_rows: bool) -> Piece
             return Piece(param, grad.index_select(0, rows), param, source, rows)
     owned = (
         owned
+        and grad.numel() >= SWAP_FROM
         and grad.dtype == param.dtype
+        and grad.dtype not in COARSE
         and grad.is_contiguous()
         and param.is_contiguous()
         and grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
@@ -158,7 +163,8 @@ class Displacement:
             params = [piece.param for piece in whole]
             grads = [piece.grad for piece in whole]
             self._keep(params)
-            if isinstance(factor, float):
+            # `alpha` is rounded to the dtype of the weights, which ruins a small factor in half precision.
+            if isinstance(factor, float) and COARSE.isdisjoint({param.dtype for param in params}):
                 torch._foreach_add_(params, grads, alpha=factor)
             else:
                 torch._foreach_mul_(grads, factor)
