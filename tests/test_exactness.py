@@ -157,7 +157,7 @@ def small():
 
 def swapped():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 20_000, bias=False), nn.ReLU(), nn.Linear(20_000, 3))
+    return nn.Sequential(nn.Linear(6, 180_000, bias=False), nn.ReLU(), nn.Linear(180_000, 3))
 
 
 class Rows(nn.Module):

@@ -160,7 +160,8 @@ def by_framework(opt, closure):
 
 
 @pytest.fixture(autouse=True)
-def _keep_warnings():
+def _small_swaps_and_kept_warnings(monkeypatch):
+    monkeypatch.setattr(weights, "SWAP_FROM", 1 << 16, raising=False)
     with warnings.catch_warnings():
         yield
 
