@@ -187,36 +187,67 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the children through /proc")
+def started(config: CompareConfig) -> subprocess.Popen[str]:
+    """Start the command and come back when its first epoch is written."""
+    words = [sys.executable, "-m", "flatwise", "compare", "--quiet"]
+    for name in ("methods", "model", "epochs", "workers", "out", "train_size", "seeds", "batch_size"):
+        words += [flag(name), str(asdict(config)[name])]
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background of a shell would hand down that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    lines = Path(config.out) / config.folder_name() / "epochs"
+    deadline = time.monotonic() + 240
+    while not (lines.exists() and any(path.stat().st_size for path in lines.iterdir())):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def all_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while any(map(alive, processes)):
+        assert time.monotonic() < deadline, "a worker outlived its comparison"
+        time.sleep(0.02)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the children through /proc")
+
+
+@needs_proc
 def test_a_killed_comparison_leaves_no_process_and_continues_bit_for_bit(tiny: Make, tmp_path: Path) -> None:
     config = tiny(methods="sgd,sam", model="cnn-small", epochs=12, workers=2)
     whole, folder, _ = compare(replace(config, workers=1))
     expected = curves(folder.path)
     elsewhere = replace(config, out=str(tmp_path / "killed"))
-    words = [sys.executable, "-m", "flatwise", "compare", "--quiet"]
-    for name in ("methods", "model", "epochs", "workers", "out", "train_size", "seeds", "batch_size"):
-        words += [flag(name), str(asdict(elsewhere)[name])]
-    lines = tmp_path / "killed" / elsewhere.folder_name() / "epochs"
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while not (lines.exists() and any(path.stat().st_size for path in lines.iterdir())):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    with started(elsewhere) as process:
         # A random moment, another one in each run of the suite: the promise holds at every moment.
         time.sleep(random.SystemRandom().uniform(0, 0.6))
         workers = children(process.pid)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    deadline = time.monotonic() + 60
-    while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "a worker outlived its comparison"
-        time.sleep(0.02)
+        process.kill()
+    all_gone(workers)
     resumed, folder, _ = compare(elsewhere)
     assert numbers(resumed) == numbers(whole)
     assert curves(folder.path) == expected
+
+
+@needs_proc
+def test_ctrl_c_ends_every_process_with_one_sentence(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(methods="sgd,sam", epochs=5000, workers=2, out=str(tmp_path / "interrupted"))
+    with started(config) as process:
+        workers = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said == "\nInterrupted. The same command continues where this one stopped.\n"
+    assert len(workers) == 2
+    all_gone(workers)
 
 
 def test_the_command_that_repeats_it(tiny: Make) -> None:

@@ -136,8 +136,8 @@ def test_a_method_that_stopping_early_would_help_is_named() -> None:
     made = results({"sgd": runs(SGD, peak=0.1), "sam": runs(SAM, peak=0.01)})
     assert made["methods"]["sgd"]["best_validation"] == {"epoch": 2, "mean": pytest.approx(0.9)}
     text = text_of(made)
-    assert "sgd had 90.0 % of the validation images right after epoch 2 and 80.0 % at the end" in text
-    assert "sam had" not in text
+    assert "stopping early would have helped sgd (90.0 % at epoch 2, 80.0 % at the end)." in text
+    assert "stopping early" not in text_of(results({"sgd": runs(SGD, peak=0.01), "sam": runs(SAM)}))
 
 
 def test_a_collapse_is_called_one() -> None:

@@ -91,16 +91,17 @@ def _fitted(results: Result) -> list[str]:
 
 
 def _peaked(results: Result) -> list[str]:
-    sentences = []
+    peaks = []
     for name, record in results["methods"].items():
         best, last = record["best_validation"], record["validation_accuracy"]["mean"]
         if best["mean"] - last > EARLY_PEAK:
-            sentences.append(
-                f"Every accuracy is that of the last epoch. {name} had {100 * best['mean']:.1f} % of the validation "
-                f"images right after epoch {best['epoch']} and {100 * last:.1f} % at the end: stopping early would "
-                "have helped it."
-            )
-    return sentences
+            peaks.append(f"{name} ({100 * best['mean']:.1f} % at epoch {best['epoch']}, {100 * last:.1f} % at the end)")
+    if not peaks:
+        return []
+    return [
+        "Every test accuracy is that of the last epoch; by validation accuracy, stopping early would have helped "
+        f"{_join(peaks)}."
+    ]
 
 
 def _cost(results: Result) -> list[str]:
