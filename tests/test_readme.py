@@ -9,6 +9,7 @@
 A block in any other language fails, so that nothing is shown which nothing checks.
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -216,6 +217,16 @@ def test_a_broken_block_is_noticed(broken, complaint):
 
 def test_a_good_page_is_not_called_broken():
     check_page("# An error\n```python raises\nraise ValueError('An   `error`, and more')\n```\n", "good.md")
+
+
+def test_the_table_of_the_readme_holds_the_numbers_of_its_raw_record():
+    raw = json.loads((ROOT / "docs" / "results" / "compare.json").read_text())
+    rows = [line for line in quoted_tables((ROOT / "README.md").read_text()).splitlines() if line[2].isalpha()][1:]
+    assert len(rows) == len(raw["methods"])
+    for row, (name, method) in zip(rows, raw["methods"].items(), strict=True):
+        accuracy = method["test_accuracy"]
+        assert row.startswith(f"| {name} ")
+        assert f" {100 * accuracy['mean']:.1f} ± {100 * accuracy['ci95']:.1f} " in row
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
