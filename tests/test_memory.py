@@ -24,12 +24,15 @@ def allocations(run):
     return max(totals), totals[-1]
 
 
+# Large beside the packs (4 MB) in which temporary values are made.
+
+
 def deep():
-    return nn.Sequential(*[nn.Linear(200, 200) for _ in range(20)])
+    return nn.Sequential(*[nn.Linear(200, 200) for _ in range(100)])
 
 
 def wide():
-    return nn.Sequential(nn.Linear(200, 2000), nn.ReLU(), nn.Linear(2000, 200))
+    return nn.Sequential(nn.Linear(200, 1500), *[nn.Linear(1500, 1500) for _ in range(3)])
 
 
 class Table(nn.Module):
@@ -45,8 +48,7 @@ class Table(nn.Module):
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one, self.two = nn.Linear(200, 500), nn.Linear(500, 200)
-        self.one.double()
+        self.one, self.two = deep().double(), deep()
 
     def forward(self, x):
         return self.two(self.one(x.double()).float().relu())
