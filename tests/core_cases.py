@@ -89,6 +89,9 @@ class Held:
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         self._params = list(params)
+        for param in self._params:
+            if param.numel():
+                param.data[param.data == 0] = 0  # a base that adds zero turns -0.0 into 0.0
         self._copies = [p.detach().clone() for p in self._params]
         self._addresses = [p.data_ptr() for p in self._params]
 
