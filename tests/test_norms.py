@@ -187,11 +187,11 @@ def test_packs_keep_pairs_and_kinds_together() -> None:
     seen = []
     for first, second in packs(firsts, seconds, limit=100):
         assert len({t.dtype for t in first}) == 1
-        assert sum(t.numel() for t in first) <= 100 or len(first) == 1
+        assert sum(t.numel() for t in first) <= 100
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.half(), b)
             seen.append(int(a[0]))
-    assert sorted(seen) == [0, 1, 3, 4, 5, 6]
+    assert sorted(seen) == [0, 1, 3, 3, 4, 5, 6]  # the one of 120 elements is cut in two
 
 
 # What it is for: the step

@@ -207,6 +207,8 @@ class ProjectedAscent:
     def __init__(self, ball: Ball, displacement: Displacement) -> None:
         self._ball = ball
         self._displacement = displacement
+        # By the parameter itself; a complex one is moved through a real view.
+        self._params: dict[Tensor, Tensor] = {}
         self._starts: dict[Tensor, Tensor] = {}
         self._offsets: dict[Tensor, Tensor] = {}
         self._rhos: dict[Tensor, float] = {}
@@ -222,23 +224,28 @@ class ProjectedAscent:
         Returns:
             The climb of this step. The weights are moved.
         """
-        new = [piece.param for pieces in groups for piece in pieces if piece.param not in self._starts]
+        new = [piece for pieces in groups for piece in pieces if piece.owner not in self._starts]
         if new:
-            self._starts.update(zip(new, self._displacement.keep(new), strict=True))
+            params = [piece.param for piece in new]
+            owners = [piece.owner for piece in new]
+            self._params.update(zip(owners, params, strict=True))
+            self._starts.update(zip(owners, self._displacement.keep(params), strict=True))
         climb = self._ball.climb(
-            [[self._starts[piece.param] for piece in pieces] for pieces in groups],
+            [[self._starts[piece.owner] for piece in pieces] for pieces in groups],
             [[piece.grad for piece in pieces] for pieces in groups],
         )
         for pieces, rho in zip(groups, rhos, strict=True):
             for piece in pieces:
                 scale = climb.scale if isinstance(climb.scale, float) else climb.scale.to(piece.grad.device)
                 piece.grad.mul_(scale * rho)
-                known = self._offsets.get(piece.param)
-                self._offsets[piece.param] = piece.grad if known is None else known.add_(piece.grad)
-                self._rhos[piece.param] = rho
+                known = self._offsets.get(piece.owner)
+                self._offsets[piece.owner] = piece.grad if known is None else known.add_(piece.grad)
+                self._rhos[piece.owner] = rho
         self._project()
-        params = list(self._offsets)
-        self._displacement.place(params, [self._starts[p] for p in params], list(self._offsets.values()))
+        moved = list(self._offsets)
+        self._displacement.place(
+            [self._params[p] for p in moved], [self._starts[p] for p in moved], list(self._offsets.values())
+        )
         return climb
 
     def radius(self) -> Tensor:

@@ -53,8 +53,9 @@ class Look:
             True where the weights moved. On the CPU False where no gradient is usable; gradients are as before then.
         """
         ball = self._ascent.ball
+        several = self._path is not None
         pairs = [(rho, g["params"]) for rho, g in zip(self._rhos, self._groups, strict=True) if rho > 0]
-        found = [(rho, pieces_of(ps, find_rows=ball.p == 2 and self._path is None)) for rho, ps in pairs]
+        found = [(rho, pieces_of(ps, find_rows=ball.p == 2 and not several, whole=several)) for rho, ps in pairs]
         found = [(rho, pieces) for rho, pieces in found if pieces]
         if not found:
             self._record._reason = "no gradient"

@@ -9,7 +9,7 @@ spread over devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 
 import torch
@@ -20,6 +20,9 @@ from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
 
+
+_BLOCK = 1 << 18
+"""Elements worked on at once where there are many."""
 
 COARSE = frozenset({torch.float16, torch.bfloat16})
 """Dtypes of weights so coarse that a perturbation must be measured to be known."""
@@ -49,21 +52,20 @@ def kinds_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 _IS_CPU = attrgetter("is_cpu")
 
 
-def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Tensor], ...]]:
+def packs(*lists: Iterable[Tensor], limit: int = _BLOCK) -> list[tuple[list[Tensor], ...]]:
     """Cut parallel lists of tensors into packs of one device and dtype with at most ``limit`` elements each.
 
     Args:
         *lists: lists of equal length whose i-th tensors belong together.
-        limit: elements per pack (of the first list); a single tensor that is larger makes a pack of its own.
+        limit: elements per pack (of the first list). Larger tensors are cut into views of that size; one that is not
+            contiguous makes a pack of its own.
 
     Returns:
         The packs, each a tuple of parallel lists. Temporaries made pack by pack stay small beside the weights.
     """
     open_packs: dict[tuple[object, ...], tuple[int, tuple[list[Tensor], ...]]] = {}
     result: list[tuple[list[Tensor], ...]] = []
-    for row in zip(*lists, strict=True):
-        if not row[0].numel():
-            continue
+    for row in _cut(zip(*lists, strict=True), limit):
         kind = tuple((t.device, t.dtype) for t in row)
         size, pack = open_packs.get(kind, (limit, ()))
         if size + row[0].numel() > limit:
@@ -75,6 +77,14 @@ def packs(*lists: Iterable[Tensor], limit: int = 1 << 20) -> list[tuple[list[Ten
     return result
 
 
+def _cut(rows: Iterable[tuple[Tensor, ...]], limit: int) -> Iterator[tuple[Tensor, ...]]:
+    for row in rows:
+        if row[0].numel() > limit and all(t.is_contiguous() for t in row):
+            yield from zip(*(torch.split(t.view(-1), limit) for t in row), strict=True)
+        elif row[0].numel():
+            yield row
+
+
 def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
     """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
     small, large = _by_size(kind)
@@ -83,9 +93,6 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
     if small:
         blocks.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
     return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in blocks if t.numel()]
-
-
-_BLOCK = 1 << 18
 
 
 def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -551,7 +551,12 @@ class SAM(Optimizer):
         """
         if self._look is not None:
             raise RuntimeError("state_dict() while the weights are perturbed: call opt.restore() first")
-        return self.base_optimizer.state_dict()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        saved = self.base_optimizer.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            saved = after(self, saved) or saved
+        return saved
 
     def base_state_dict(self) -> dict[str, Any]:
         """Return a checkpoint of the plain base optimizer, without flatwise's entries.
@@ -571,10 +576,14 @@ class SAM(Optimizer):
             state_dict: from :meth:`state_dict`, or from the base's class.
         """
         radii = [group[self._rho_key] for group in self.param_groups]
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
         self.base_optimizer.load_state_dict(state_dict)
         for group, radius in zip(self.param_groups, radii, strict=True):
             group.setdefault(self._rho_key, radius)
         self._adopt_groups()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what ``copy`` and ``pickle`` keep: everything but hooks, the guard and the latest record."""

@@ -140,8 +140,8 @@ def from_loss_fn(loss_fn: Callable[[Any], Any], part: Any, clear: Callable[[], N
 def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
     """Raise if gradients that exist on entry are still there, added to or not, on leaving.
 
-    One gradient of each group is watched: it is stale if it is the same tensor and was changed only by accumulation,
-    which a hook counts. Clearing it in place changes it once more.
+    One gradient of each group is watched: it is stale if it is the same tensor, was changed only by accumulation
+    (clearing it in place changes it once more), and is not just what was accumulated.
 
     Args:
         groups: the parameter groups.
@@ -152,26 +152,19 @@ def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
     Raises:
         RuntimeError: if gradients were not cleared.
     """
-    probes: list[tuple[Tensor, Tensor, int, list[int], Any]] = []
+    probes = []
     for group in groups:
         usable = (p for p in group["params"] if p.grad is not None and p.requires_grad and not p.grad.is_sparse)
-        param = next(usable, None)
+        param = min(usable, key=Tensor.numel, default=None)  # the smallest: what is watched is also held
         if param is not None:
-            counted = [0]
-            hook = param.register_post_accumulate_grad_hook(_counter(counted))
-            probes.append((param, param.grad, param.grad._version, counted, hook))
+            arrived: list[Tensor] = []
+            probes.append((param, param.grad, param.grad._version, arrived, param.register_hook(arrived.append)))
     try:
         yield
     finally:
         for *_, hook in probes:
             hook.remove()
-    for param, grad, version, counted, _ in probes:
-        if param.grad is grad and grad._version - version <= counted[0]:
+    for param, grad, version, arrived, _ in probes:
+        untouched = param.grad is grad and grad._version - version <= len(arrived)
+        if untouched and not (arrived and torch.equal(grad, sum(arrived[1:], arrived[0]))):
             raise RuntimeError(STALE)
-
-
-def _counter(count: list[int]) -> Callable[[Tensor], None]:
-    def add_one(_: Tensor) -> None:
-        count[0] += 1
-
-    return add_one

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatwise.norms import COARSE, SMALL, accumulation_dtype
+from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
@@ -70,13 +70,14 @@ def _references_when_owned() -> int:
 _OWNED = _references_when_owned()
 
 
-def pieces_of(params: Iterable[Tensor], *, find_rows: bool) -> list[Piece]:
+def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False) -> list[Piece]:
     """Pair parameters with their gradients, and take the gradients away from ``param.grad``.
 
     Args:
         params: parameters; those without a gradient or without elements are passed over.
         find_rows: reduce large gradients on the CPU that are zero in most rows to the rows that are not. Right only
             where a zero gradient means a zero perturbation and where squares decide what is zero (p = 2).
+        whole: give every piece the whole parameter, also where the gradient is sparse.
 
     Returns:
         One piece per parameter that has a gradient.
@@ -95,16 +96,16 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool) -> list[Piece]:
         on_host = grad.device.type == "cpu"
         # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
         owned = on_host and not small and not distributed and sys.getrefcount(grad) <= _OWNED
-        found.append(_piece(param, grad, owned, find_rows and on_host))
+        found.append(_piece(param, grad, owned, find_rows and on_host, whole))
         del grad
     return found
 
 
-def _piece(param: Tensor, source: Tensor, owned: bool, find_rows: bool) -> Piece:
+def _piece(param: Tensor, source: Tensor, owned: bool, find_rows: bool, whole: bool) -> Piece:
     grad = source
     if grad.is_sparse:
         grad = grad.coalesce()
-        if grad.sparse_dim() == 1 and not grad.is_complex():
+        if grad.sparse_dim() == 1 and not grad.is_complex() and not whole:
             return Piece(param, grad.values().clone(), param, source, grad.indices()[0])
         grad = grad.to_dense()
     if param.is_complex():
@@ -163,9 +164,12 @@ class Displacement:
             params = [piece.param for piece in whole]
             grads = [piece.grad for piece in whole]
             self._keep(params)
-            # `alpha` is rounded to the dtype of the weights, which ruins a small factor in half precision.
+            # `alpha` would be rounded to the dtype of the weights, which ruins a small factor in half precision.
             if isinstance(factor, float) and COARSE.isdisjoint({param.dtype for param in params}):
                 torch._foreach_add_(params, grads, alpha=factor)
+            elif isinstance(factor, float):
+                for ps, gs in packs(params, grads):
+                    torch._foreach_add_(ps, [g.double() * factor for g in gs])
             else:
                 torch._foreach_mul_(grads, factor)
                 torch._foreach_add_(params, grads)

@@ -1,0 +1,118 @@
+"""Break the core on purpose, and see that the suite notices.
+
+Each row changes one place of a copy of the package and runs the test files that ought to fail. A row whose text is no
+longer in the source fails by itself, so the table cannot go stale.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+MUTATIONS = {
+    "restore by subtraction": (
+        "weights.py",
+        "torch._foreach_copy_(self.params, self.copies)",
+        "torch._foreach_sub_(self.params, [p - c for p, c in zip(self.params, self.copies)])",
+        "test_exactness.py",
+    ),
+    "storage swapped": (
+        "weights.py",
+        "torch._foreach_copy_(self.params, self.copies)",
+        "[setattr(p, 'data', c) for p, c in zip(self.params, self.copies)]",
+        "test_exactness.py",
+    ),
+    "a block overwritten before its copy": (
+        "weights.py",
+        "            g.copy_(w)\n",
+        "            w.copy_(displaced)\n            g.copy_(w)\n",
+        "test_exactness.py test_interrupts.py",
+    ),
+    "rows not restored": (
+        "weights.py",
+        "self.param.index_copy_(0, self.rows, self.copy)",
+        "pass",
+        "test_exactness.py test_interrupts.py",
+    ),
+    "statistics updated twice": (
+        "guards.py",
+        "            buffer.copy_(copy)\n",
+        "            pass\n",
+        "test_guards.py",
+    ),
+    "masks not replayed": ("guards.py", "            self._begun.put()", "            pass", "test_guards.py"),
+    "random state of two passes": ("guards.py", "            self._after.put()", "            pass", "test_guards.py"),
+    "norm of the first group only": (
+        "ascent.py",
+        "norm = combine(group_norms, self.q)",
+        "norm = group_norms[0]",
+        "test_closed_forms.py test_oracles.py",
+    ),
+    "radius squared in the exponent": ("ascent.py", "pack, self.q - 1)", "pack, self.q)", "test_closed_forms.py"),
+    "scaling applied once": (
+        "ascent.py",
+        "        if self.adaptive:\n            self._times_t(weights, grads)\n        return",
+        "        return",
+        "test_closed_forms.py",
+    ),
+    "groups of radius 0 in the norm": (
+        "look.py",
+        "if rho > 0]",
+        "if rho >= 0]",
+        "test_closed_forms.py test_oracles.py",
+    ),
+    "micro-batches summed": ("optimizer.py", "param.grad * share", "param.grad * 1.0", "test_oracles.py"),
+    "momentum not saved": (
+        "optimizer.py",
+        "        return self.base_optimizer.state_dict()",
+        "        return {**self.base_optimizer.state_dict(), 'state': {}}",
+        "test_state.py",
+    ),
+    "steps not counted": ("optimizer.py", "group[_STEP] += 1", "group[_STEP] += 0", "test_state.py test_record.py"),
+    "a copy loses its schedule": (
+        "optimizer.py",
+        'self.__dict__[name] for name in (*kept, "_ascent", "_descent", "_schedule", "_batching")',
+        'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, "_ascent", "_descent", '
+        '"_schedule", "_batching")',
+        "test_state.py",
+    ),
+    "NaN handed to the base": ("update.py", "        if not finite:", "        if False:", "test_exactness.py"),
+    "second pass without gradients enabled": (
+        "passes.py",
+        "with torch.enable_grad():",
+        "with __import__('contextlib').nullcontext():",
+        "test_exactness.py test_errors.py",
+    ),
+    "old gradients accepted": ("passes.py", "raise RuntimeError(STALE)", "pass", "test_errors.py"),
+    "the perturbed loss returned": (
+        "optimizer.py",
+        "record._perturbed_loss = later_pass(descend)",
+        "record._perturbed_loss = loss = later_pass(descend)",
+        "test_record.py test_exactness.py",
+    ),
+    "second-order term dropped": ("descent.py", "result[i] = term", "pass", "test_second_order.py"),
+    "projection dropped": ("ascent.py", "        self._project()\n", "", "test_closed_forms.py test_oracles.py"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_suite_notices(name: str, tmp_path: Path) -> None:
+    file, old, new, files = MUTATIONS[name]
+    shutil.copytree(ROOT / "src" / "flatwise", tmp_path / "flatwise", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "flatwise" / file
+    text = source.read_text()
+    assert old in text, f"{file} no longer contains {old!r}"
+    source.write_text(text.replace(old, new))
+    tests = [str(ROOT / "tests" / test) for test in files.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    # 1 is "tests failed"; anything else would be an accident, such as a file that does not import.
+    assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-2000:]
+    assert "error" not in run.stdout.splitlines()[-1], run.stdout[-2000:]
