@@ -150,9 +150,12 @@ class RunFolder:
                 raise LabError(
                     f"another process (pid {owner}) is writing to {self.path}; wait for it, or use another --out"
                 )
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            try:
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+            except OSError as error:
+                raise CannotWriteError(path, error) from error
             # What a killed process had half written; with the lock held, nobody is writing it any more.
             for part in self.path.rglob(".*.part"):
                 part.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from types import TracebackType
 
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import TrainingError
+from flatwise.lab.errors import CannotWriteError, TrainingError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
@@ -118,7 +118,12 @@ class Pool:
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OMP_NUM_THREADS": "1",
         }
-        with self._folder.worker_log(number).open("w", encoding="utf-8") as log:
+        path = self._folder.worker_log(number)
+        try:
+            log = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise CannotWriteError(path, error) from error
+        with log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flatwise.lab.worker"],
                 stdin=subprocess.PIPE,
