@@ -89,7 +89,7 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
     """Norms on the CPU: large tensors one by one, small ones joined, since there a launch is what costs."""
     small, large = _by_size(kind)
     # Float32 sums of squares lose digits over millions of elements: the blocks are combined in float64.
-    blocks = [block for t in large for block in torch.split(t.reshape(-1), _BLOCK)]
+    blocks = [block for t in large for block in _blocks(t)]
     if small:
         blocks.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
     return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in blocks if t.numel()]
@@ -202,6 +202,14 @@ def _host_finite(kind: list[Tensor]) -> bool:
     for tensor in large:
         norm = float(torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype)))
         # An infinite norm may also mean that finite squares left the range; only then look at every element.
-        if math.isnan(norm) or (math.isinf(norm) and not torch.isfinite(tensor).all()):
+        if math.isnan(norm) or (math.isinf(norm) and not all(map(_every_element_finite, _blocks(tensor)))):
             return False
     return True
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(tensor.reshape(-1), _BLOCK)
+
+
+def _every_element_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

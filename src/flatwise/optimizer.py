@@ -14,6 +14,7 @@ This file is plumbing: forms of call, groups, state. The mathematics is in ``asc
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, overload
@@ -35,6 +36,17 @@ from flatwise.update import forget_verdict, withhold_nonfinite
 
 _NO_BATCH: Any = object()
 _STEP = "sam_step"
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*args)
+
+    return call
 
 
 class SAM(Optimizer):
@@ -162,8 +174,9 @@ class SAM(Optimizer):
         self.last = StepRecord()
         self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._guarded = 0
-        self.base_optimizer.register_step_pre_hook(self._before_base_step)
-        self.base_optimizer.register_step_post_hook(self._after_base_step)
+        # Weak, so that there is no cycle: a dropped optimizer removes its hooks at once, not amid a compilation.
+        self.base_optimizer.register_step_pre_hook(_weakly(self._before_base_step))
+        self.base_optimizer.register_step_post_hook(_weakly(self._after_base_step))
         self._adopt_groups()
 
     def _adopt_groups(self) -> None:
