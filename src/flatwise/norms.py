@@ -161,7 +161,7 @@ def _norm_by_peak(tensors: Sequence[Tensor], q: float, total: Tensor) -> Tensor:
     peak = float(combine(_all_norms(tensors, math.inf), math.inf))
     if peak == 0 or not math.isfinite(peak):
         return torch.full_like(total, peak)
-    relative = [torch.linalg.vector_norm(t.double() / peak, q) for t in tensors if t.numel()]
+    relative = [torch.linalg.vector_norm(b.double() / peak, q) for t in tensors for b in _blocks(t) if b.numel()]
     return combine(relative, q) * peak
 
 
