@@ -19,6 +19,7 @@ import torch
 from flatwise.lab import tasks
 from flatwise.lab.compare import command, compare, protocol
 from flatwise.lab.config import CompareConfig, flag
+from flatwise.lab.data import load_data
 from flatwise.lab.errors import LabError, TrainingError
 from flatwise.lab.pool import Pool
 
@@ -278,19 +279,20 @@ def test_the_default_comparison_shows_the_gain(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["resnet8", "resnet20"])
 def test_residual_networks_on_fashion_mnist(tmp_path: Path, model: str) -> None:
     try:
-        results, _, _ = compare(
-            CompareConfig(
-                methods="sgd,sam",
-                dataset="fashion-mnist",
-                model=model,
-                train_size=600,
-                epochs=3,
-                seeds=1,
-                label_noise=0.0,
-                augment="basic",
-                out=str(tmp_path),
-            )
-        )
+        load_data("fashion-mnist")
     except LabError as error:
         pytest.skip(str(error))
+    config = CompareConfig(
+        methods="sgd,sam",
+        dataset="fashion-mnist",
+        model=model,
+        train_size=600,
+        epochs=6,
+        batch_size=32,
+        seeds=1,
+        label_noise=0.0,
+        augment="basic",
+        out=str(tmp_path),
+    )
+    results, _, _ = compare(config)
     assert results["methods"]["sgd"]["test_accuracy"]["mean"] > 0.3
