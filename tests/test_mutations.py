@@ -69,8 +69,8 @@ MUTATIONS = {
     "micro-batches summed": ("optimizer.py", "param.grad * share", "param.grad * 1.0", "test_oracles.py"),
     "momentum not saved": (
         "optimizer.py",
-        "        return self.base_optimizer.state_dict()",
-        "        return {**self.base_optimizer.state_dict(), 'state': {}}",
+        "        saved = self.base_optimizer.state_dict()",
+        "        saved = {**self.base_optimizer.state_dict(), 'state': {}}",
         "test_state.py",
     ),
     "steps not counted": ("optimizer.py", "group[_STEP] += 1", "group[_STEP] += 0", "test_state.py test_record.py"),
@@ -86,7 +86,7 @@ MUTATIONS = {
         "passes.py",
         "with torch.enable_grad():",
         "with __import__('contextlib').nullcontext():",
-        "test_exactness.py test_errors.py",
+        "test_record.py",
     ),
     "old gradients accepted": ("passes.py", "raise RuntimeError(STALE)", "pass", "test_errors.py"),
     "the perturbed loss returned": (
