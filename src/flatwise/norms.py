@@ -140,13 +140,33 @@ def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
         On the CPU a result whose q-th power is near the edge of its dtype is taken again in units of the largest
         element, in float64. On an accelerator that would wait for the device, so it is not done there.
     """
+    if all(map(_IS_CPU, tensors)):
+        return _host_norm(tensors, q)
+    return combine(_all_norms(tensors, q), q)
+
+
+def _host_norm(tensors: Sequence[Tensor], q: float) -> Tensor:
+    """The joint norm on the CPU, in Python numbers once there are few: reading one costs less than a launch."""
     norms = _all_norms(tensors, q)
-    if not norms:
-        return torch.zeros((), device=tensors[0].device if len(tensors) else None)
-    total = combine(norms, q)
-    if total.device.type == "cpu" and not _comfortable(float(total), q, total.dtype):
-        return _norm_by_peak(tensors, q, total)
-    return total
+    double = any(n.dtype == torch.float64 for n in norms)
+    value = _sum_up([float(n) for n in norms], q)
+    if norms and not _comfortable(value, q, torch.float64 if double else torch.float32):
+        peak = _sum_up([float(n) for n in _all_norms(tensors, math.inf)], math.inf)
+        if 0 < peak < math.inf:
+            blocks = [block for t in tensors for block in _blocks(t) if block.numel()]
+            value = peak * _sum_up([float(torch.linalg.vector_norm(b.double() / peak, q)) for b in blocks], q)
+            double = True
+        else:
+            value = peak
+    return torch.tensor(value, dtype=torch.float64 if double else torch.float32)
+
+
+def _sum_up(norms: Sequence[float], q: float) -> float:
+    """Return the ``q``-norm of a vector whose parts have these ``q``-norms."""
+    peak = max(norms, default=0.0)
+    if len(norms) <= 1 or peak == 0 or any(map(math.isnan, norms)) or math.isinf(peak):
+        return math.nan if any(map(math.isnan, norms)) else peak
+    return peak if math.isinf(q) else float(peak * math.fsum([(n / peak) ** q for n in norms]) ** (1 / q))
 
 
 def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
@@ -155,14 +175,6 @@ def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
         return True
     low, high = (-280.0, 300.0) if dtype == torch.float64 else (-30.0, 37.0)
     return 0 < value < math.inf and low < q * math.log10(value) < high
-
-
-def _norm_by_peak(tensors: Sequence[Tensor], q: float, total: Tensor) -> Tensor:
-    peak = float(combine(_all_norms(tensors, math.inf), math.inf))
-    if peak == 0 or not math.isfinite(peak):
-        return torch.full_like(total, peak)
-    relative = [torch.linalg.vector_norm(b.double() / peak, q) for t in tensors for b in _blocks(t) if b.numel()]
-    return combine(relative, q) * peak
 
 
 @torch.no_grad()
@@ -208,6 +220,8 @@ def _host_finite(kind: list[Tensor]) -> bool:
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.numel() <= _BLOCK:
+        return (tensor,)
     return torch.split(tensor.reshape(-1), _BLOCK)
 
 

@@ -182,6 +182,8 @@ class SAM(Optimizer):
     def _adopt_groups(self) -> None:
         """Give radii to groups that are new to us, also when they were added to the base."""
         groups = self.base_optimizer.param_groups
+        if len(groups) == self._guarded and all(_STEP in group and self._rho_key in group for group in groups):
+            return
         self._fixed += [self._rho_key in group for group in groups[len(self._fixed) :]]
         for group in groups:
             group.setdefault(self._rho_key, self._default_rho)
@@ -518,6 +520,7 @@ class SAM(Optimizer):
                 if not fixed:
                     group[self._rho_key] = radius
         rhos = self._rhos()
+        self._radii = rhos
         self.last = record = StepRecord(step=step, rho=max(rhos))
         self._unchecked = True
         active = record.rho > 0 and self._schedule.active(step)
@@ -529,7 +532,7 @@ class SAM(Optimizer):
         return [checked_radius(group[self._rho_key]) for group in self.param_groups]
 
     def _new_look(self, record: StepRecord) -> Look:
-        return Look(self.param_groups, self._rhos(), self._ascent, self._guard, record)
+        return Look(self.param_groups, self._radii, self._ascent, self._guard, record)
 
     def _count(self) -> None:
         for group in self.param_groups:

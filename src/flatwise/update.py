@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from flatwise.norms import all_finite
 from flatwise.record import StepRecord
+
+
+def _is_plain(grad: Tensor) -> bool:
+    return not (grad.is_sparse or grad.is_complex())
+
+
+def _numbers(grad: Tensor) -> Tensor:
+    """Return the numbers of a gradient as a dense real tensor that shares its memory."""
+    grad = grad._values() if grad.is_sparse else grad
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
 @torch.no_grad()
@@ -25,8 +36,7 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> bool:
         Whether a verdict was left with a fused base, to be removed by :func:`forget_verdict` after its step.
     """
     found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
-    grads = [grad._values() if grad.is_sparse else grad for grad in found]
-    grads = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]
+    grads = found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
     record._finite = finite = all_finite(grads)
     if isinstance(finite, bool):
         if not finite:

@@ -26,7 +26,10 @@ from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
 
-SWAP_FROM = 1 << 20
+MANY_ROWS = 1024
+"""With fewer rows, a weight is no table of which a batch reads a part."""
+
+SWAP_FROM = 1 << 19
 """Below this many elements, a fresh copy costs less than moving block by block."""
 
 ROWS_FROM = 1 << 20
@@ -129,11 +132,11 @@ def _piece(param: Tensor, source: Tensor, owned: bool, find_rows: bool, whole: b
 
 def _nonzero_rows(grad: Tensor) -> Tensor | None:
     """Return the rows of ``grad`` that hold anything, or None where that is more than a quarter of them."""
-    rows = grad.shape[0]
-    sample = grad[:: max(1, rows // 64)].flatten(1)
-    if int(sample.any(dim=1).sum()) * 2 > sample.shape[0]:  # dense: do not read it all to find that out
-        return None
-    norms = torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=accumulation_dtype(grad.dtype))
+    rows, flat = grad.shape[0], grad.flatten(1)
+    sample = flat[:: max(1, rows // 64), :8]
+    if rows < MANY_ROWS or int(sample.any(dim=1).sum()) * 2 > sample.shape[0]:
+        return None  # dense: do not read it all to find that out
+    norms = torch.linalg.vector_norm(flat, dim=1, dtype=accumulation_dtype(grad.dtype))
     nonzero = norms.nonzero()[:, 0]
     return nonzero if 4 * nonzero.numel() <= rows else None
 
