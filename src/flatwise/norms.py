@@ -127,7 +127,6 @@ def combine(norms: Sequence[Tensor], q: float) -> Tensor:
     return total.to(stacked.dtype)
 
 
-@torch.no_grad()
 def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
     """Return the ``q``-norm of all tensors taken as one vector.
 
@@ -177,7 +176,6 @@ def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
     return 0 < value < math.inf and low < q * math.log10(value) < high
 
 
-@torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Tell whether every element of every tensor is finite, without waiting for a device.
 
