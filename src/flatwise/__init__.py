@@ -1,26 +1,55 @@
 """flatwise: sharpness-aware training for PyTorch, exact to the bit.
 
-``SAM`` wraps any ``torch.optim`` optimizer. The four slots of a step (``GradientAscent``, ``PerturbedGradient``,
-``Schedule``, ``Batching``) are there for those who compose; ``create`` makes a method by its name.
+``SAM`` wraps any ``torch.optim`` optimizer; ``create`` makes a method of the family by its name. The four slots of a
+step (``GradientAscent`` with a ``Ball`` and a direction, a descent, ``Schedule``, ``Batching``) are there for those who
+compose.
 """
 
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
-from flatwise.descent import PerturbedGradient
+from flatwise.bsam import BSAM
+from flatwise.descent import Descent, PerturbedGradient
+from flatwise.directions import (
+    AveragedGradient,
+    Direction,
+    FriendlyGradient,
+    Gradient,
+    Momentum,
+    Noise,
+    PreviousGradient,
+)
+from flatwise.functional import FunctionalGradient
+from flatwise.mixing import GradientNormPenalty, Renormalised, ReusedPart, SurrogateGap, WeightedSharpness
 from flatwise.optimizer import SAM
 from flatwise.record import StepRecord
-from flatwise.schedule import Schedule
+from flatwise.schedule import AdaptiveSchedule, Schedule
 from flatwise.variants import Variant, create, list_variants, variant_info
 
 __all__ = [
+    "BSAM",
     "SAM",
+    "AdaptiveSchedule",
+    "AveragedGradient",
     "Ball",
     "Batching",
+    "Descent",
+    "Direction",
+    "FriendlyGradient",
+    "FunctionalGradient",
+    "Gradient",
     "GradientAscent",
+    "GradientNormPenalty",
+    "Momentum",
+    "Noise",
     "PerturbedGradient",
+    "PreviousGradient",
+    "Renormalised",
+    "ReusedPart",
     "Schedule",
     "StepRecord",
+    "SurrogateGap",
     "Variant",
+    "WeightedSharpness",
     "create",
     "list_variants",
     "variant_info",

@@ -6,7 +6,7 @@ dual-norm formula (Foret et al., ICLR 2021, eq. 2; with T, Kwon et al., ICML 202
     eps = rho * T * sign(Tg) * |Tg|^(q-1) / ||Tg||_q^(q-1)
 
 p = 2 gives rho T^2 g / ||Tg||, p = inf gives rho T sign(g), p = 1 puts all of it on the largest |Tg|.
-T = 1 is SAM, T = |w| + eta is ASAM.
+T = 1 is SAM, T = |w| + eta is ASAM; ``directions`` holds what may stand in for g.
 
 :class:`Ball` holds the formula twice: :meth:`Ball.perturbation` as printed, for automatic differentiation, and
 :meth:`Ball.climb`, which overwrites the gradient it is given and needs no copy. Tests hold one against the other.
@@ -15,12 +15,15 @@ T = 1 is SAM, T = |w| + eta is ASAM.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from flatwise.directions import Direction, Gradient
 from flatwise.norms import combine, joint_norm, packs
 from flatwise.weights import Displacement, Piece
 
@@ -47,13 +50,20 @@ class Ball:
 
     Attributes:
         p: order of the norm, 1 <= p <= inf.
-        adaptive: scale by ``T = diag(|w| + eta)`` (ASAM) instead of ``T = 1``, on every perturbed parameter.
-        eta: offset in T, >= 0. Without it a zero weight is never perturbed.
+        adaptive: what T is. False: 1. True: ``|w| + eta`` (ASAM). ``"filter"``: ``||f|| + eta``, where f is the slice of
+            the first dimension that holds the weight (Kwon et al., ICML 2021, filter-wise; in a tensor of one dimension
+            each weight is its own filter). ``"fisher"``: ``1 / sqrt(1 + eta g^2)``, the diagonal Fisher ball (Kim et
+            al., ICML 2022).
+        eta: offset in T, >= 0. Without it a zero weight is never perturbed. With ``"fisher"`` the weight of g^2.
+        scope: ``"all"``: one norm over everything. ``"tensor"``: every tensor has a ball of its own.
+        normalised: False leaves the norm out, ``eps = rho T^2 g``; p = 2 only.
     """
 
     p: float = 2.0
-    adaptive: bool = False
+    adaptive: bool | Literal["filter", "fisher"] = False
     eta: float = 0.0
+    scope: Literal["all", "tensor"] = "all"
+    normalised: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -69,6 +79,17 @@ class Ball:
             raise ValueError(
                 f"eta={self.eta!r} has no effect without adaptive=True: pass adaptive=True, or leave eta out"
             )
+        if self.adaptive not in (False, True, "filter", "fisher"):
+            raise ValueError(f"adaptive must be True, False, 'filter' or 'fisher', got {self.adaptive!r}")
+        if self.scope not in ("all", "tensor"):
+            raise ValueError(f"scope must be 'all' or 'tensor', got {self.scope!r}")
+        if not self.normalised and (self.p != 2 or self.scope != "all"):
+            raise ValueError("normalised=False is eps = rho T^2 g, which is defined for p = 2 and scope='all'")
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether :meth:`climb` writes into the gradients it is given, on the CPU."""
+        return self.p != 2 or bool(self.adaptive) or self.scope != "all"
 
     @property
     def q(self) -> float:
@@ -94,17 +115,35 @@ class Ball:
         scale: float | Tensor
         if norm.device.type == "cpu":  # reading a number costs nothing here, and saves launches
             usable = 0 < float(norm) < math.inf
-            scale = 1 / float(self._direct(weights, grads, norm)) if usable else 0.0
+            scale = self._scale(weights, grads, norm) if usable else 0.0
         else:
             fine = torch.isfinite(norm) & (norm > 0)
-            scale = torch.where(fine, 1 / self._direct(weights, grads, torch.where(fine, norm, 1)), 0)
-        return Climb(scale, norm, group_norms)
+            scale = torch.where(fine, self._scale(weights, grads, torch.where(fine, norm, 1)), 0)
+        return Climb(float(scale) if norm.device.type == "cpu" else scale, norm, group_norms)
+
+    def _scale(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+        """Overwrite the gradients with the direction, and return what it is to be multiplied with."""
+        if self.scope == "tensor":
+            one = replace(self, scope="all")
+            for ws, gs in zip(weights, grads, strict=True):
+                for index, g in enumerate(gs):
+                    g.mul_(one.climb([ws[index : index + 1]], [[g]]).scale)
+            return torch.ones_like(norm)
+        divisor = self._direct(weights, grads, norm)
+        # Divided in double precision, as a Python number would be; the cast back happens where it is used.
+        if not self.normalised:
+            return torch.ones_like(norm)
+        return 1 / divisor.double() if divisor.device.type == "cpu" else 1 / divisor
+
+    def _packs(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
+        """Pack tensors; whole ones where T is a property of their rows."""
+        return packs(weights, grads, limit=sys.maxsize) if self.adaptive == "filter" else packs(weights, grads)
 
     def _dual_norm(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
         """Return ``||Tg||_q`` and leave the gradients alone: they may turn out to be of no use."""
-        if not self.adaptive:
+        if not (self.adaptive and weights):
             return joint_norm(grads, self.q)
-        packed = packs(weights, grads)
+        packed = self._packs(weights, grads)
         norms = [joint_norm(torch._foreach_mul(self.scaling(ws), gs), self.q) for ws, gs in packed]
         return combine(norms, self.q) if norms else joint_norm(grads, self.q)
 
@@ -117,16 +156,23 @@ class Ball:
             self._times_t(weights, grads)
         return divisor
 
-    def scaling(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return ``T = |w| + eta`` for each tensor of weights."""
-        scales = list(torch._foreach_abs(list(weights)))
+    def scaling(self, sources: Sequence[Tensor]) -> list[Tensor]:
+        """Return T for each tensor of weights (of gradients, for ``"fisher"``), in its shape."""
+        if self.adaptive == "filter":
+            scales = [_filter_norms(w) for w in sources]
+        elif self.adaptive == "fisher":
+            return [(1 + self.eta * g.square()).rsqrt() for g in sources]
+        else:
+            scales = list(torch._foreach_abs(list(sources)))
         if self.eta:
-            torch._foreach_add_(scales, self.eta)
+            scales = list(torch._foreach_add(scales, self.eta))
         return scales
 
     def _times_t(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]]) -> None:
         for ws, gs in zip(weights, grads, strict=True):
-            for w_pack, g_pack in packs(ws, gs):
+            if not ws:
+                continue  # these are not scaled
+            for w_pack, g_pack in self._packs(ws, gs):
                 torch._foreach_mul_(g_pack, self.scaling(w_pack))
 
     def _profile(self, grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
@@ -151,54 +197,111 @@ class Ball:
                 torch._foreach_mul_(pack, signs)
         return torch.where(peaks > 0, peaks, 1) if self.p == 1 else one
 
-    def perturbation(self, weights: Sequence[Tensor], grads: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
+    def perturbation(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        rhos: Sequence[float],
+        scaled: Sequence[bool] | None = None,
+    ) -> list[Tensor]:
         """Return the perturbation as printed in the papers, differentiable in weights and gradients.
 
         Args:
             weights: the weights w.
             grads: the gradients g, same shapes, possibly with a graph.
             rhos: radius of each tensor's group.
+            scaled: whether T is used for a tensor; for all by default.
 
         Returns:
-            eps, same shapes. The scaling T is treated as a function of w, as the ball is.
+            eps, same shapes. The scaling T is treated as a function of w (and g), as the ball is.
         """
-        scales = [w.abs() + self.eta if self.adaptive else torch.ones_like(w) for w in weights]
-        scaled = [t * g for t, g in zip(scales, grads, strict=True)]
+        sources = grads if self.adaptive == "fisher" else weights
+        use = [bool(self.adaptive)] * len(weights) if scaled is None else [bool(self.adaptive) and s for s in scaled]
+        scales = [
+            self._scaling_of(s) if u else torch.ones_like(w) for s, w, u in zip(sources, weights, use, strict=True)
+        ]
+        directions = [t * g for t, g in zip(scales, grads, strict=True)]
+        if self.scope == "all":
+            profile = self._whole_profile(directions)
+        else:
+            profile = [self._whole_profile([d])[0] for d in directions]
+        return [rho * t * u for rho, t, u in zip(rhos, scales, profile, strict=True)]
+
+    def _scaling_of(self, source: Tensor) -> Tensor:
+        if self.adaptive == "fisher":
+            return 1 / (1 + self.eta * source**2).sqrt()
+        return (_filter_norms(source) if self.adaptive == "filter" else source.abs()) + self.eta
+
+    def _whole_profile(self, scaled: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``sign(s) |s|^(q-1) / ||s||_q^(q-1)``, over all tensors jointly."""
+        if not self.normalised:
+            return list(scaled)
         norm = torch.linalg.vector_norm(torch.cat([s.flatten() for s in scaled]), self.q)
         if self.p == 1:
             hits = [(s.abs() == norm).to(s) for s in scaled]
             count = torch.stack([h.sum() for h in hits]).sum()
-            profile = [s.sign() * h / count for s, h in zip(scaled, hits, strict=True)]
-        elif self.p == 2:
-            profile = [s / norm for s in scaled]
-        else:
-            # |s|^(q-1) has an infinite slope at 0 for p > 2; an element that is 0 has no share in the perturbation.
-            safe = [torch.where(s == 0, norm.detach(), s).abs() for s in scaled]
-            profile = [s.sign() * (a / norm) ** (self.q - 1) for s, a in zip(scaled, safe, strict=True)]
-        return [rho * t * u for rho, t, u in zip(rhos, scales, profile, strict=True)]
+            return [s.sign() * h / count for s, h in zip(scaled, hits, strict=True)]
+        if self.p == 2:
+            return [s / norm for s in scaled]
+        # |s|^(q-1) has an infinite slope at 0 for p > 2; an element that is 0 has no share in the perturbation.
+        safe = [torch.where(s == 0, norm.detach(), s).abs() for s in scaled]
+        return [s.sign() * (a / norm) ** (self.q - 1) for s, a in zip(scaled, safe, strict=True)]
+
+
+def _filter_norms(w: Tensor) -> Tensor:
+    """Return the norm of each slice of the first dimension, spread over the shape of ``w``."""
+    if w.dim() < 2:
+        return w.abs()
+    return torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True).expand_as(w)
 
 
 @dataclass(frozen=True)
 class GradientAscent:
-    """Climb along the gradient to the surface of a ball: SAM, ASAM, and their many-step form.
+    """Climb to the surface of a ball, along the gradient or what stands in for it.
 
     Attributes:
         ball: the set searched.
         steps: gradient steps of the inner maximisation, n >= 1 (App. C.6 of the paper). Every step has the length
             of the radius and is followed by the projection onto the ball; one step is the paper's method.
+        direction: what is climbed along.
+        only: ``"all"`` parameters are perturbed, or those of ``"norm"`` layers alone (SAM-ON; Mueller et al., NeurIPS
+            2023). The latter needs ``model=``.
+        scaled: ``"all"`` parameters are scaled by T where the ball has one (the common convention), or only those with
+            ``weight`` in their name, ``"weights"`` (the convention of ASAM's authors). The latter needs ``model=``.
     """
 
     ball: Ball = Ball()
     steps: int = 1
+    direction: Direction = Gradient()
+    only: Literal["all", "norm"] = "all"
+    scaled: Literal["all", "weights"] = "all"
 
     def __post_init__(self) -> None:
-        """Check the number of steps.
+        """Check what belongs together.
 
         Raises:
-            ValueError: if ``steps`` is not a whole number >= 1.
+            ValueError: if ``steps`` is not a whole number >= 1, or the parts do not fit each other.
         """
+        if self.only not in ("all", "norm"):
+            raise ValueError(f"only must be 'all' or 'norm', got {self.only!r}")
+        if self.scaled not in ("all", "weights"):
+            raise ValueError(f"scaled must be 'all' or 'weights', got {self.scaled!r}")
+        if self.scaled != "all" and not self.ball.adaptive:
+            raise ValueError(f"scaled={self.scaled!r} has no effect without adaptive=True")
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise ValueError(f"ascent_steps must be a whole number >= 1, got {self.steps!r}")
+        ball, name = self.ball, type(self.direction).__name__
+        plain = isinstance(self.direction, Gradient)
+        if self.steps > 1 and not (plain and ball.normalised and ball.scope == "all" and ball.adaptive != "fisher"):
+            raise ValueError(
+                f"ascent_steps={self.steps} projects onto one ball that does not change, along gradients: it cannot be "
+                f"combined with direction={name}, normalised=False, scope='tensor' or adaptive='fisher'"
+            )
+        if self.steps > 1 and self.scaled != "all":
+            raise ValueError("ascent_steps > 1 scales all parameters: leave scaled at 'all'")
+        if ball.adaptive == "fisher" and not self.direction.uses_gradient:
+            raise ValueError(f"adaptive='fisher' is made of the gradient, which direction={name} does not compute")
+        self.direction.check_ball(normalised=ball.normalised, adaptive=bool(ball.adaptive))
 
 
 class ProjectedAscent:

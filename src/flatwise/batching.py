@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -25,10 +26,18 @@ class Batching:
             None is the whole batch.
         ascent_fraction: share of each part, from its start, on which the ascent gradient is computed
             (Brock et al., ICML 2021; Bahri et al., ACL 2022), 0 < fraction <= 1.
+        top_fraction: share of each part, those with the largest loss, that both passes see (K-SAM; Ni et al., arXiv
+            2210.12864). Finding them takes a forward pass over the whole part, which is what batch statistics see.
+        rising_fraction: share of each part, those whose loss rises most from w to w + eps, that the second pass sees
+            (ESAM's data selection; Du et al., ICLR 2022). Finding them takes a forward pass at w + eps.
+
+    With either of the last two, ``loss_fn(batch)`` returns one loss for each sample, and flatwise takes the mean.
     """
 
     micro_batch_size: int | None = None
     ascent_fraction: float = 1.0
+    top_fraction: float = 1.0
+    rising_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -41,11 +50,23 @@ class Batching:
             raise ValueError(f"micro_batch_size must be a whole number >= 1, got {m!r}")
         if not 0 < self.ascent_fraction <= 1:
             raise ValueError(f"ascent_fraction must be in (0, 1], got {self.ascent_fraction!r}")
+        for name in ("top_fraction", "rising_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)!r}")
+        if sum(f < 1 for f in (self.ascent_fraction, self.top_fraction, self.rising_fraction)) > 1:
+            raise ValueError(
+                "ascent_fraction, top_fraction and rising_fraction each choose samples of their own: use one of them"
+            )
 
     @property
     def splits(self) -> bool:
         """Whether flatwise must be able to cut the batch."""
-        return self.micro_batch_size is not None or self.ascent_fraction < 1
+        return self.micro_batch_size is not None or self.ascent_fraction < 1 or self.ranks
+
+    @property
+    def ranks(self) -> bool:
+        """Whether flatwise must know the loss of each sample."""
+        return self.top_fraction < 1 or self.rising_fraction < 1
 
     def parts(self, batch: Any) -> list[tuple[Any, float]]:
         """Cut a batch into micro-batches.
@@ -77,6 +98,33 @@ class Batching:
             return part
         # 0.07 * 100 is a little more than 7
         return narrow(part, 0, math.ceil(round(self.ascent_fraction * count(part), 6)))
+
+
+def largest(values: Tensor, fraction: float) -> Tensor:
+    """Return the indices of the largest values, at least one, in ascending order of index.
+
+    Args:
+        values: shape (n,).
+        fraction: share of them.
+
+    Returns:
+        Shape (max(1, round up of fraction * n),). NaN counts as largest, so that it is seen.
+    """
+    chosen = math.ceil(round(fraction * values.numel(), 6))
+    return torch.topk(values.detach().nan_to_num(nan=math.inf), chosen).indices.sort().values
+
+
+def pick(batch: Any, index: Tensor) -> Any:
+    """Return the samples of a batch at ``index``, in the same nesting.
+
+    Args:
+        batch: nested tuple, list or mapping of tensors.
+        index: positions in the first dimension.
+
+    Returns:
+        The same structure over copies of the tensors.
+    """
+    return _map(batch, lambda leaf: leaf.index_select(0, index.to(leaf.device)))
 
 
 def _leaves(batch: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
@@ -127,17 +175,21 @@ def narrow(batch: Any, start: int, stop: int) -> Any:
     Returns:
         The same structure over views of the tensors.
     """
+    return _map(batch, lambda leaf: leaf[start:stop])
+
+
+def _map(batch: Any, cut: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
-        return batch[start:stop] if batch.dim() else batch
+        return cut(batch) if batch.dim() else batch
     if isinstance(batch, Mapping):
-        cut = {key: narrow(value, start, stop) for key, value in batch.items()}
+        parts = {key: _map(value, cut) for key, value in batch.items()}
         if isinstance(batch, MutableMapping):  # a shallow copy keeps what the class needs, such as a default factory
             whole = copy.copy(batch)
-            whole.update(cut)
+            whole.update(parts)
             return whole
-        return type(batch)(cut)  # type: ignore[call-arg]
+        return type(batch)(parts)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(narrow(value, start, stop) for value in batch))
+        return type(batch)(*(_map(value, cut) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(narrow(value, start, stop) for value in batch)
+        return type(batch)(_map(value, cut) for value in batch)
     return batch

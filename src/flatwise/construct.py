@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from flatwise.ascent import GradientAscent
+from flatwise.batching import Batching
+from flatwise.descent import Descent
+from flatwise.schedule import Schedule
+
 OPTIONS = (
     "rho", "p", "adaptive", "eta", "ascent_steps", "second_order", "ascent", "descent", "schedule", "batching",
     "micro_batch_size", "ascent_fraction", "every", "window", "total_steps", "model", "fresh_masks",
@@ -36,6 +41,47 @@ def checked_radius(rho: Any) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"rho must be a finite number >= 0, got {rho!r}")
     return number
+
+
+def check_fit(ascent: GradientAscent, descent: Descent, schedule: Schedule, batching: Batching) -> None:
+    """Refuse slots that make no sense together, by name.
+
+    Args:
+        ascent: where to look.
+        descent: what to step with.
+        schedule: when.
+        batching: on which samples.
+
+    Raises:
+        ValueError: if two of them do not fit.
+    """
+    direction, name = type(ascent.direction).__name__, type(descent).__name__
+    one_pass, m = not ascent.direction.uses_gradient, batching.micro_batch_size
+    clean = descent.needs_clean or descent.needs_output
+    part = batching.ascent_fraction < 1 or batching.rising_fraction < 1
+    refused = (
+        (descent.adds_term and ascent.steps > 1, "second_order=True is defined for one ascent step: leave ascent_steps "
+         "at 1"),
+        (descent.adds_term and direction != "Gradient", f"second_order=True differentiates the perturbation along the "
+         f"gradient, and direction={direction} climbs along something else"),
+        (descent.adds_term and part, "second_order=True needs both passes on the same samples: leave ascent_fraction and "
+         "rising_fraction at 1") if batching.rising_fraction < 1 else (False, ""),
+        (clean and one_pass, f"{name} uses the gradient at w, which direction={direction} does not compute"),
+        (clean and part, f"{name} joins two gradients of the same samples: leave ascent_fraction and rising_fraction "
+         "at 1"),
+        (descent.reuses and m is not None, f"{name} keeps one part for the whole batch: leave micro_batch_size out"),
+        (descent.adds_late and getattr(descent, "decoupled", False) and m is not None, f"a decoupled {name} acts once "
+         "on the whole batch: leave micro_batch_size out, or use decoupled=False"),
+        (schedule.needs_norm and one_pass, f"{type(schedule).__name__} decides by the gradient at w, which "
+         f"direction={direction} does not compute"),
+        (schedule.needs_norm and m is not None, f"{type(schedule).__name__} decides once for the whole batch: leave "
+         "micro_batch_size out"),
+        (one_pass and (part or batching.top_fraction < 1), f"direction={direction} has one pass, which sees the whole "
+         "batch: leave ascent_fraction, top_fraction and rising_fraction at 1"),
+    )  # fmt: skip
+    for wrong, text in refused:
+        if wrong:
+            raise ValueError(text)
 
 
 def _unknown_options(names: Iterable[str]) -> str:

@@ -8,17 +8,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from flatwise.ascent import Ball
+from flatwise.memory import Memory
+
+Late = list[tuple[Tensor, Tensor]]
+"""Pairs of a parameter and what is taken from it, times its learning rate, after the base's step."""
 
 
 @dataclass(frozen=True)
-class PerturbedGradient:
+class Descent:
+    """Base of all descents: step with the gradient at ``w + eps``.
+
+    Attributes:
+        needs_clean: whether the gradient at w is kept for :meth:`combine` (one more copy of the weights' size).
+        reuses: whether steps without a second pass go through :meth:`reuse`.
+        adds_late: whether :meth:`combine` may return something to be added after the base's step.
+        needs_output: whether the second pass starts from the output gradients of the first (see ``functional``).
+    """
+
+    needs_clean: ClassVar[bool] = False
+    reuses: ClassVar[bool] = False
+    adds_late: ClassVar[bool] = False
+    needs_output: ClassVar[bool] = False
+
+    @property
+    def adds_term(self) -> bool:
+        """Whether the term that SAM drops is added."""
+        return False
+
+    def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:
+        """Turn the gradients at w + eps, in ``.grad``, into what the base optimizer sees.
+
+        Args:
+            params: all parameters.
+            clean: their gradients at w, where there were any.
+            memory: what the method remembers.
+
+        Returns:
+            What is to be taken from the parameters after the base's step, if anything.
+        """
+        return None
+
+    def reuse(self, params: Sequence[Tensor], memory: Memory) -> None:
+        """Change the gradients at w, in ``.grad``, on a step without a second pass.
+
+        Args:
+            params: all parameters.
+            memory: what the method remembers.
+        """
+
+
+@dataclass(frozen=True)
+class PerturbedGradient(Descent):
     """Step with the gradient at ``w + eps``, optionally with the term that SAM drops.
 
     Attributes:
@@ -27,6 +74,11 @@ class PerturbedGradient:
     """
 
     second_order: bool = False
+
+    @property
+    def adds_term(self) -> bool:
+        """Whether the term that SAM drops is added."""
+        return self.second_order
 
 
 class KeepGraph(TorchFunctionMode):
@@ -47,7 +99,11 @@ class KeepGraph(TorchFunctionMode):
 
 
 def second_order_term(
-    ball: Ball, params: Sequence[Tensor], rhos: Sequence[float], perturbed: Sequence[Tensor | None]
+    ball: Ball,
+    params: Sequence[Tensor],
+    rhos: Sequence[float],
+    perturbed: Sequence[Tensor | None],
+    scaled: Sequence[bool] | None = None,
 ) -> list[Tensor | None]:
     """Return ``(d eps / d w)^T g'`` by automatic differentiation through the perturbation.
 
@@ -57,6 +113,7 @@ def second_order_term(
             radius 0 do not move, but the perturbation of the others depends on them.
         rhos: radius of each parameter's group.
         perturbed: gradients ``g'`` at w + eps, None where there was none.
+        scaled: whether T is used for a parameter; for all by default.
 
     Returns:
         The term for each parameter, None where it is zero.
@@ -66,7 +123,8 @@ def second_order_term(
     grads = [grad for i in moving if (grad := params[i].grad) is not None]
     if not grads:
         return [None] * len(params)
-    eps = ball.perturbation(weights, grads, [rhos[i] for i in moving])
+    use = None if scaled is None else [scaled[i] for i in moving]
+    eps = ball.perturbation(weights, grads, [rhos[i] for i in moving], use)
     pairs = [(e, v) for e, i in zip(eps, moving, strict=True) if (v := perturbed[i]) is not None and e.requires_grad]
     if not pairs:  # the loss is linear, and the perturbation does not depend on w
         return [None] * len(params)

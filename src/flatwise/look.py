@@ -4,103 +4,201 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
-from flatwise.descent import KeepGraph, second_order_term
+from flatwise.batching import Batching
+from flatwise.descent import Descent, KeepGraph, Late, second_order_term
 from flatwise.guards import PassGuard
-from flatwise.norms import COARSE, accumulation_dtype, joint_norm
+from flatwise.memory import Memory
+from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm
 from flatwise.passes import Closure, later_pass
 from flatwise.record import StepRecord
+from flatwise.schedule import Schedule
+from flatwise.select import Selection
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
+
+
+@dataclass
+class Method:
+    """The four answers, and what goes with them.
+
+    Attributes:
+        ascent: where to look.
+        descent: what to step with.
+        schedule: when, and how far.
+        batching: on which samples.
+        selection: which parameters.
+        memory: what is remembered between steps.
+        base: the base optimizer.
+    """
+
+    ascent: GradientAscent
+    descent: Descent
+    schedule: Schedule
+    batching: Batching
+    selection: Selection
+    memory: Memory
+    base: Optimizer
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether a step needs no gradient at w."""
+        return not self.ascent.direction.uses_gradient
 
 
 class Look:
     """The displaced state between the two passes of a step.
 
     Args:
-        groups: the parameter groups of the base optimizer.
-        rhos: radius of each group; 0 leaves it out.
-        ascent: where to look.
+        method: the four slots.
+        rhos: radius of each parameter group; 0 leaves it out.
         guard: protects buffers and random state.
         record: takes what happened.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        rhos: Sequence[float],
-        ascent: GradientAscent,
-        guard: PassGuard,
-        record: StepRecord,
-    ) -> None:
-        self._groups, self._rhos = groups, rhos
-        self._ascent, self._guard, self._record = ascent, guard, record
+    def __init__(self, method: Method, rhos: Sequence[float], guard: PassGuard, record: StepRecord) -> None:
+        self._method, self._ascent = method, method.ascent
+        self._groups, self._rhos = method.base.param_groups, rhos
+        self._guard, self._record = guard, record
         self._displacement = Displacement()
-        self._path = ProjectedAscent(ascent.ball, self._displacement) if ascent.steps > 1 else None
+        several = self._ascent.steps > 1
+        self._path = ProjectedAscent(self._ascent.ball, self._displacement) if several else None
+        self._clean: list[Tensor | None] | None = None
+        self.moved = False
         self.keep_random = False
 
     def displace(self) -> bool:
-        """Move the weights along the gradients in ``.grad``, which are used up.
+        """Move the weights, along the gradients in ``.grad`` (which are used up) or what stands in for them.
 
         Returns:
             True where the weights moved. On the CPU False where no gradient is usable; gradients are as before then.
         """
-        ball = self._ascent.ball
-        several = self._path is not None
-        pairs = [(rho, g["params"]) for rho, g in zip(self._rhos, self._groups, strict=True) if rho > 0]
-        found = [(rho, pieces_of(ps, find_rows=ball.p == 2 and not several, whole=several)) for rho, ps in pairs]
-        found = [(rho, pieces) for rho, pieces in found if pieces]
-        if not found:
-            self._record._reason = "no gradient"
-            return False
-        rhos, groups = [rho for rho, _ in found], [pieces for _, pieces in found]
-        if self._path is None:
-            moved = self._displace_once(ball, groups, rhos)
+        direction = self._ascent.direction
+        if self._method.descent.needs_clean and self._clean is None:
+            self._clean = [p.grad for p in self._params()]
+        if direction.streams:
+            moved = self._stream()
         else:
-            self._note(self._path.advance(groups, rhos), rhos)
-            radius = self._path.radius()
-            self._record._radius = lambda: float(radius)
-            moved = True
+            found = self._pieces()
+            if not found:
+                self._record._reason = "no gradient" if direction.uses_gradient else "no direction"
+                return False
+            rhos, groups, scaled = zip(*found, strict=True)
+            if self._path is None:
+                moved = self._displace_once(list(groups), rhos, scaled)
+            else:
+                self._note(self._path.advance(groups, rhos), rhos)
+                radius = self._path.radius()
+                self._record._radius = lambda: float(radius)
+                moved = True
         torch.clear_autocast_cache()  # autocast would go on using casts of the weights as they were
+        self.moved = self.moved or moved
         return moved
 
-    def _displace_once(self, ball: Ball, groups: list[list[Piece]], rhos: list[float]) -> bool:
-        weights = [[piece.weight() for piece in pieces] if ball.adaptive else [] for pieces in groups]
-        climb = ball.climb(weights, [[piece.grad for piece in pieces] for pieces in groups])
-        self._note(climb, rhos)
+    def _params(self) -> list[Tensor]:
+        return [p for group in self._groups for p in group["params"]]
+
+    def _pieces(self) -> list[tuple[float, list[Piece], bool]]:
+        """Return the radius, the pieces and whether they are scaled, of every part that has any."""
+        ball, method = self._ascent.ball, self._method
+        direction, several = self._ascent.direction, self._path is not None
+        whole = several or direction.whole
+        found = []
+        for rho, group in zip(self._rhos, self._groups, strict=True):
+            if rho <= 0:
+                continue
+            for params, scaled in method.selection.split(group["params"], adaptive=bool(ball.adaptive)):
+                if direction.uses_gradient:
+                    rows = ball.p == 2 and not whole
+                    pieces = pieces_of(params, find_rows=rows, whole=whole, shared=self._clean is not None)
+                else:
+                    pieces = list(direction.offer(params, method.memory, method.base, self._record.step))
+                if pieces:
+                    found.append((rho, pieces, scaled))
+        return found
+
+    def _displace_once(self, groups: list[list[Piece]], rhos: Sequence[float], scaled: Sequence[bool]) -> bool:
+        ball, direction = self._ascent.ball, self._ascent.direction
         everything = [piece for pieces in groups for piece in pieces]
+        norm = direction.turn(everything, self._method.memory)
+        if ball.overwrites or not all(piece.param.is_cpu for piece in everything):
+            for piece in everything:
+                piece.unshare()
+        climb = ball.climb(
+            [self._sources(pieces) if use else [] for pieces, use in zip(groups, scaled, strict=True)],
+            [[piece.grad for piece in pieces] for pieces in groups],
+        )
+        self._note(climb, rhos, norm)
         scale = climb.scale
         if isinstance(scale, float):
             if scale == 0:
                 for piece in everything:
-                    piece.owner.grad = piece.source
+                    if direction.uses_gradient:
+                        piece.owner.grad = piece.source
                 return False
             if scale > _TINY:  # a denormal gradient: its reciprocal norm would overflow as a float32 factor
-                torch._foreach_mul_([piece.grad for piece in everything], _TINY)
+                larger = torch._foreach_mul([piece.grad for piece in everything], _TINY)
+                for piece, grad in zip(everything, larger, strict=True):
+                    piece.grad, piece.owned, piece.shared = grad, False, False
                 scale /= _TINY
         for pieces, rho in zip(groups, rhos, strict=True):
             if isinstance(scale, float):
-                self._displacement.add(pieces, rho * scale)
+                self._displacement.add(pieces, direction.sign * rho * scale)
                 continue
             for device in {piece.param.device for piece in pieces}:
                 here = [piece for piece in pieces if piece.param.device == device]
-                self._displacement.add(here, scale.to(device) * rho)
-        if not COARSE.isdisjoint({piece.param.dtype for piece in everything}):
+                self._displacement.add(here, scale.to(device) * (direction.sign * rho))
+        coarse = not COARSE.isdisjoint({piece.param.dtype for piece in everything})
+        if coarse and all(use or not ball.adaptive for use in scaled) and ball.adaptive != "fisher":
             achieved = self._achieved(ball)
             self._record._radius = lambda: float(achieved)
         return True
 
-    def _note(self, climb: Climb, rhos: Sequence[float]) -> None:
+    def _sources(self, pieces: list[Piece]) -> list[Tensor]:
+        """Return what the ball's T is made of."""
+        if self._ascent.ball.adaptive == "fisher":
+            return [piece.grad.clone() for piece in pieces]  # the gradient itself is about to be overwritten
+        return [piece.weight() for piece in pieces]
+
+    def _stream(self) -> bool:
+        """Move tensor after tensor, each as soon as its direction is made."""
+        method = self._method
+        radius = {
+            p: rho
+            for rho, group in zip(self._rhos, self._groups, strict=True)
+            for p in method.selection.moving(group["params"])
+            if rho > 0
+        }
+        direction, norms = self._ascent.direction, []
+        for piece in direction.offer(list(radius), method.memory, method.base, self._record.step):
+            rho = radius[piece.owner]
+            norms.append(joint_norm([piece.grad]) * rho)
+            factor: float | Tensor = rho
+            if not piece.param.is_cpu:
+                factor = torch.full((), rho, device=piece.param.device)
+            self._displacement.add([piece], factor)
+        if not norms:
+            self._record._reason = "no direction"
+            return False
+        self._record._norm = length = combine(norms, 2.0)
+        self._record._radius = lambda: float(length)
+        return True
+
+    def _note(self, climb: Climb, rhos: Sequence[float], norm: Tensor | None = None) -> None:
         record, ball = self._record, self._ascent.ball
         if record._norm is None:
             record._norm = climb.norm
+            if self._ascent.direction.uses_gradient:
+                record._gradient_norm = climb.norm if norm is None else norm
         record._radius = _radius(ball, climb, rhos)
 
     @torch.no_grad()
@@ -117,9 +215,46 @@ class Look:
 
     def drop_gradients(self) -> None:
         """Start a pass without gradients."""
-        for group in self._groups:
-            for param in group["params"]:
-                param.grad = None
+        for param in self._params():
+            param.grad = None
+
+    @contextmanager
+    def only_what_moves(self) -> Iterator[bool]:
+        """Run the first pass without the gradients of parameters that do not move, where nothing else needs them.
+
+        Yields:
+            Whether gradients are left out. The second pass must run then, whatever the first one finds.
+        """
+        method = self._method
+        cheap = (
+            self._ascent.only != "all"
+            and not (method.descent.needs_clean or method.schedule.needs_norm or method.descent.adds_term)
+            and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        )
+        moving = set(method.selection.moving(self._params())) if cheap else set()
+        still = [p for p in self._params() if p.requires_grad and p not in moving] if cheap else []
+        try:
+            for param in still:
+                param.requires_grad_(False)
+            yield bool(still)
+        finally:
+            for param in still:
+                param.requires_grad_(True)
+
+    def finish(self) -> Late | None:
+        """Turn the gradients of the last pass into what the base optimizer sees, with the weights at w.
+
+        Returns:
+            What is to be taken from the weights after the base's step.
+        """
+        descent, params = self._method.descent, self._params()
+        if all(p.grad is None for p in params):
+            return None
+        if self.moved and self._clean is not None:
+            return descent.combine(params, self._clean, self._method.memory)
+        if descent.reuses and self._record._reason == "schedule":
+            descent.reuse(params, self._method.memory)
+        return None
 
     def undo(self) -> None:
         """Bring the weights back. Safe to call again."""
@@ -141,7 +276,7 @@ class Look:
         Raises:
             RuntimeError: if the closure makes gradients that cannot be differentiated.
         """
-        params = [p for g in self._groups for p in g["params"]]
+        params = self._params()
         kept = [p.grad for p in params]
         self.drop_gradients()
         self._guard.rewind()
@@ -153,8 +288,14 @@ class Look:
                 "second_order=True differentiates the gradient, so the closure must call loss.backward() "
                 "(not torch.autograd.backward or grad); or use opt.step(loss_fn, batch)"
             )
-        rhos = [rho for g, rho in zip(self._groups, self._rhos, strict=True) for _ in g["params"]]
-        terms = second_order_term(self._ascent.ball, params, rhos, kept)
+        selection = self._method.selection
+        radius, scaled = {}, set()
+        for rho, group in zip(self._rhos, self._groups, strict=True):
+            for part, use in selection.split(group["params"], adaptive=bool(self._ascent.ball.adaptive)):
+                radius.update(dict.fromkeys(part, rho))
+                scaled.update(part if use else ())
+        rhos = [radius.get(p, 0.0) for p in params]
+        terms = second_order_term(self._ascent.ball, params, rhos, kept, [p in scaled for p in params])
         for param, grad, term in zip(params, kept, terms, strict=True):
             total = term if grad is None else grad if term is None else grad + term
             param.grad = None if total is None else total.detach()
@@ -167,6 +308,10 @@ def _radius(ball: Ball, climb: Climb, rhos: Sequence[float]) -> Callable[[], flo
         total = float(climb.norm)
         if not (math.isfinite(total) and total > 0):
             return 0.0
+        if not ball.normalised:
+            return math.hypot(*(rho * float(n) for rho, n in zip(rhos, climb.group_norms, strict=True)))
+        if ball.scope == "tensor":  # a product of balls: the largest of its norms
+            return max(rho for rho, n in zip(rhos, climb.group_norms, strict=True) if float(n) > 0)
         shares = [float(n) / total for n in climb.group_norms]
         if ball.p == 1:
             return max(rho for rho, share in zip(rhos, shares, strict=True) if share == max(shares))

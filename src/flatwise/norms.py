@@ -176,6 +176,27 @@ def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
     return 0 < value < math.inf and low < q * math.log10(value) < high
 
 
+def joint_dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """Return the inner product of two lists of tensors, each taken as one vector, without waiting for a device.
+
+    Args:
+        xs: dense real tensors.
+        ys: tensors of the same shapes and devices.
+
+    Returns:
+        A 0-dim tensor on the device of the first tensor, summed in float64 where the device has it.
+    """
+    parts = []
+    for x, y in zip(xs, ys, strict=True):
+        dtype = accumulation_dtype(x.dtype)
+        parts.append(torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype)))
+    if not parts:
+        return torch.zeros(())
+    device = parts[0].device
+    wide = torch.float64 if device.type != "mps" else torch.float32
+    return torch.stack([part.to(device, wide) for part in parts]).sum()
+
+
 def all_finite(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Tell whether every element of every tensor is finite, without waiting for a device.
 

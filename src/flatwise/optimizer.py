@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, overload
 
 from torch import Tensor
@@ -25,14 +25,18 @@ from torch.optim import Optimizer
 
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
-from flatwise.construct import checked_radius, make_base
-from flatwise.descent import PerturbedGradient
+from flatwise.construct import check_fit, checked_radius, make_base
+from flatwise.descent import Descent, Late, PerturbedGradient
+from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
-from flatwise.look import Look
-from flatwise.passes import NO_CLOSURE, Closure, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
+from flatwise.look import Look, Method
+from flatwise.memory import PREFIX, Memory, split_state
+from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
+from flatwise.run import Run
 from flatwise.schedule import Radius, Schedule
-from flatwise.update import forget_verdict, withhold_nonfinite
+from flatwise.select import select
+from flatwise.update import add_late, forget_verdict, withhold_nonfinite
 
 _NO_BATCH: Any = object()
 _STEP = "sam_step"
@@ -121,7 +125,7 @@ class SAM(Optimizer):
         ascent_steps: int = 1,
         second_order: bool = False,
         ascent: GradientAscent | None = None,
-        descent: PerturbedGradient | None = None,
+        descent: Descent | None = None,
         schedule: Schedule | None = None,
         batching: Batching | None = None,
         micro_batch_size: int | None = None,
@@ -151,10 +155,15 @@ class SAM(Optimizer):
         self._descent = descent or PerturbedGradient(second_order)
         self._schedule = schedule or Schedule(every, window, total_steps)
         self._batching = batching or Batching(micro_batch_size, ascent_fraction)
-        if self._descent.second_order and self._ascent.steps > 1:
-            raise ValueError("second_order=True is defined for one ascent step: leave ascent_steps at 1")
+        check_fit(self._ascent, self._descent, self._schedule, self._batching)
+        if callable(rho) and self._schedule.rho_min is not None:
+            raise ValueError("rho_min ties the radius to the learning rate, so rho must be a number, not a function")
+        if self._descent.needs_output and model is None:
+            raise ValueError("a functional gradient replaces the gradient of the model's output: pass model=model")
         self._fresh_masks = fresh_masks
+        self._selection, self._memory = select(self._ascent, model), Memory()
         base = make_base(params_or_base, base_optimizer, arguments)
+        self._ascent.direction.check_base(base)
         self._rho_key = "sam_rho" if "rho" in base.defaults else "rho"
         for group in base.param_groups:  # before anything of the base is changed
             checked_radius(group.get(self._rho_key, radius))
@@ -171,7 +180,18 @@ class SAM(Optimizer):
         self._fixed: list[bool] = getattr(self, "_fixed", [])
         self._look: Look | None = None
         self._armed = self._unchecked = self._verdict_left = False
+        self._late: Late | None = None
         self.last = StepRecord()
+        self._model: Callable[[], Module | None] = (lambda: None) if model is None else weakref.ref(model)
+        self._method = Method(
+            self._ascent,
+            self._descent,
+            self._schedule,
+            self._batching,
+            self._selection,
+            self._memory,
+            self.base_optimizer,
+        )
         self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._guarded = 0
         # Weak, so that there is no cycle: a dropped optimizer removes its hooks at once, not amid a compilation.
@@ -190,6 +210,9 @@ class SAM(Optimizer):
             group.setdefault(_STEP, 0)
         if len(groups) > self._guarded:
             self._guard.expect(p for g in groups[self._guarded :] for p in g["params"])
+            model = self._model()
+            if model is not None and self._guarded:
+                self._selection = self._method.selection = select(self._ascent, model)
             self._guarded = len(groups)
 
     # The base's groups, state and defaults are the only ones: a second copy would go stale.
@@ -319,10 +342,12 @@ class SAM(Optimizer):
             Whether the weights were moved.
         """
         moved = self._open("perturbed()", always=True)
+        finished = False
         try:
             yield moved
+            finished = True
         finally:
-            self.restore()
+            self._restore(finish=finished)
             self._armed = False
 
     def perturb(self) -> bool:
@@ -339,6 +364,9 @@ class SAM(Optimizer):
 
     def restore(self) -> None:
         """Bring the weights back bit for bit, and let the next ``step()`` without closure be the base's step."""
+        self._restore(finish=True)
+
+    def _restore(self, *, finish: bool) -> None:
         look, self._armed = self._look, True
         if look is not None:
             try:
@@ -348,6 +376,8 @@ class SAM(Optimizer):
                 raise
             finally:
                 self._look = None
+            if finish:
+                self._late = look.finish()
 
     # The steps behind them
 
@@ -355,18 +385,22 @@ class SAM(Optimizer):
         """Begin a second pass that happens outside flatwise."""
         if self._look is not None:
             raise RuntimeError(f"{name} while the weights are perturbed: call opt.restore() or second_step() first")
-        needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.second_order
-        if needs_closure:
+        needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.adds_term
+        if needs_closure or self._descent.needs_output:
             raise RuntimeError(
-                f"{name} cannot serve micro_batch_size, ascent_fraction, ascent_steps or second_order, which compute "
-                "gradients of their own: use opt.step(loss_fn, batch), or opt.step(closure) for the last two"
+                f"{name} cannot serve micro_batch_size, fractions of a batch, ascent_steps, second_order or a functional "
+                "gradient, which compute gradients of their own: use opt.step(loss_fn, batch), or opt.step(closure) for "
+                "the last three"
             )
-        if always and not self._has_gradients():
+        one_pass = self._method.one_pass
+        if always and not one_pass and not self._has_gradients():
             raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")
         record, active = self._begin()
-        self._guard.first_pass_done()
-        self._guard.listen_to_roots()
-        record.passes = 1.0 + always
+        if not one_pass:
+            self._guard.first_pass_done()
+            self._guard.listen_to_roots()
+            active = active and self._new_run(record, active).accepts()
+        record.passes = 1.0 + (always and not one_pass)
         look = self._new_look(record)
         moved = False
         self._look = look
@@ -374,15 +408,17 @@ class SAM(Optimizer):
             moved = active and look.displace()
             if moved or always:
                 look.drop_gradients()
-                self._guard.between()
+                if not one_pass:
+                    self._guard.between()
         except BaseException:
-            self.restore()
+            self._restore(finish=False)
             self._armed = False
             raise
         if not (moved or always):
             self._look, self._armed = None, True
+            look.finish()
             self._guard.leave_step()
-        elif moved:
+        elif moved and not one_pass:
             record.passes = 2.0
         self._count()
         return moved
@@ -405,107 +441,18 @@ class SAM(Optimizer):
             raise RuntimeError("step() while the weights are perturbed: call opt.restore() or opt.second_step() first")
         if batch is _NO_BATCH and self._batching.splits:
             raise RuntimeError(
-                "micro_batch_size and ascent_fraction cut the batch, so flatwise must see it: "
-                "call opt.step(loss_fn, batch), where loss_fn(batch) returns the mean loss"
+                "micro_batch_size and the fractions of a batch cut the batch, so flatwise must see it: "
+                "call opt.step(loss_fn, batch), where loss_fn(batch) returns the mean loss (for top_fraction and "
+                "rising_fraction, one loss for each sample)"
             )
         self._armed = False
         record, active = self._begin()
-        if batch is _NO_BATCH:
-            loss = self._run_part(record, active, closure, closure)
-        else:
-            loss = self._run_batch(record, active, closure, batch)
+        run = self._new_run(record, active)
+        loss = run.whole(closure) if batch is _NO_BATCH else run.batch(closure, batch)
+        self._late = run.late
         self.base_optimizer.step()
         self._count()
         return loss
-
-    def _run_batch(self, record: StepRecord, active: bool, loss_fn: Any, batch: Any) -> Tensor | float:
-        """Run every micro-batch, and leave the average of their gradients in ``.grad``."""
-        losses: list[tuple[Tensor | float, float]] = []
-        perturbed: list[tuple[Tensor | float, float]] = []
-        total: dict[Tensor, Tensor] = {}
-        parts = self._batching.parts(batch)
-        for part, share in parts:
-            descend = from_loss_fn(loss_fn, part, self._clear)
-            seen = self._batching.for_ascent(part) if active else part
-            ascend = descend if seen is part else from_loss_fn(loss_fn, seen, self._clear)
-            losses.append((self._run_part(record, active, ascend, descend, share=share, own=True), share))
-            if record._perturbed_loss is not None:
-                perturbed.append((record._perturbed_loss, share))
-            if len(parts) > 1:
-                for param in (p for g in self.param_groups for p in g["params"] if p.grad is not None):
-                    known = total.get(param)
-                    grad = param.grad * share
-                    total[param] = grad if known is None else known.add_(grad)
-        if len(parts) > 1:
-            self._clear()
-            for param, grad in total.items():
-                param.grad = grad
-            record._loss = sum(loss * share for loss, share in losses)
-            record._perturbed_loss = sum(loss * share for loss, share in perturbed) if perturbed else None
-        return losses[0][0] if len(parts) == 1 else record._loss or 0.0
-
-    def _run_part(
-        self,
-        record: StepRecord,
-        active: bool,
-        ascend: Closure,
-        descend: Closure,
-        *,
-        share: float = 1.0,
-        own: bool = False,
-    ) -> Tensor | float:
-        """Run one micro-batch: leave its gradient for the base optimizer in ``.grad``, and everything else as before.
-
-        ``own`` says that the closure is flatwise's and clears gradients by itself.
-        """
-        guard, look = self._guard, self._new_look(record)
-        split = ascend is not descend
-        fraction = self._batching.ascent_fraction if split else 1.0
-        guard.enter_step()
-        try:
-            with nullcontext() if own else refuse_stale_gradients(self.param_groups):
-                record._loss = loss = first_pass(ascend)
-            guard.first_pass_done()
-            record._perturbed_loss = None
-            record.closure_calls += 1
-            record.passes += share * fraction
-            if not self._has_gradients():
-                raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
-            look.keep_random = split
-            moved = active and look.displace()
-            if not (moved or split):
-                return loss
-            look.drop_gradients()
-            guard.between()
-            for _ in range(self._ascent.steps - 1):
-                later_pass(ascend)
-                look.displace()
-                look.drop_gradients()
-                guard.rewind()
-            record._perturbed_loss = later_pass(descend)
-            record.closure_calls += self._ascent.steps
-            record.passes += share * (1 + fraction * (self._ascent.steps - 1))
-            if not self._has_gradients():
-                raise RuntimeError(
-                    "the closure left no gradients in its second run: it must call loss.backward() each time"
-                )
-            look.undo()
-            if self._descent.second_order:
-                look.add_second_order(ascend)
-                record.closure_calls += 1
-                record.passes += share * fraction
-        finally:
-            try:
-                look.close()
-            except BaseException:
-                look.close()  # interrupted: what is restored must be restored whole
-                raise
-        return loss
-
-    def _clear(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                param.grad = None
 
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
@@ -519,6 +466,8 @@ class SAM(Optimizer):
             for group, fixed in zip(self.param_groups, self._fixed, strict=True):
                 if not fixed:
                     group[self._rho_key] = radius
+        for group in self.param_groups:
+            self._schedule.tie_radius(group, self._rho_key)
         rhos = self._rhos()
         self._radii = rhos
         self.last = record = StepRecord(step=step, rho=max(rhos))
@@ -532,7 +481,19 @@ class SAM(Optimizer):
         return [checked_radius(group[self._rho_key]) for group in self.param_groups]
 
     def _new_look(self, record: StepRecord) -> Look:
-        return Look(self.param_groups, self._radii, self._ascent, self._guard, record)
+        return Look(self._method, self._radii, self._guard, record)
+
+    def _new_run(self, record: StepRecord, active: bool) -> Run:
+        outputs = None
+        if self._descent.needs_output and active:
+            model = self._model()
+            if model is None:
+                raise RuntimeError(
+                    "the model is not known to a copied optimizer, and is gone or was never given: "
+                    "make the optimizer anew with model=model, and load_state_dict() into it"
+                )
+            outputs = OutputGradients(model)
+        return Run(self._method, self._guard, record, active, lambda: self._new_look(record), outputs)
 
     def _count(self) -> None:
         for group in self.param_groups:
@@ -546,12 +507,17 @@ class SAM(Optimizer):
             )
         if self._unchecked:
             self._unchecked = False
-            self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last)
+            if self.last.rho:
+                self._ascent.direction.learn([p for g in self.param_groups for p in g["params"]], self._memory)
+            self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last, self._late)
 
     def _after_base_step(self, *_: Any) -> None:
         if self._verdict_left:
             self._verdict_left = False
             forget_verdict(self.base_optimizer)
+        if self._late is not None:
+            late, self._late = self._late, None
+            add_late(self.base_optimizer, self.last, late)
         self._opt_called = True  # learning-rate schedulers on the wrapper ask whether a step was made
 
     # State
@@ -570,6 +536,8 @@ class SAM(Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         saved = self.base_optimizer.state_dict()
+        for index, entries in self._memory.save(self.param_groups).items():
+            saved["state"][index] = {**saved["state"].get(index, {}), **entries}
         for after in self._optimizer_state_dict_post_hooks.values():
             saved = after(self, saved) or saved
         return saved
@@ -581,8 +549,11 @@ class SAM(Optimizer):
             A dictionary that the base's class loads.
         """
         saved = self.state_dict()
-        own = (self._rho_key, _STEP)
-        saved["param_groups"] = [{k: v for k, v in g.items() if k not in own} for g in saved["param_groups"]]
+        saved["state"], _ = split_state(saved["state"])
+        saved["param_groups"] = [
+            {k: v for k, v in g.items() if k != self._rho_key and not k.startswith(PREFIX)}
+            for g in saved["param_groups"]
+        ]
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -591,10 +562,12 @@ class SAM(Optimizer):
         Args:
             state_dict: from :meth:`state_dict`, or from the base's class.
         """
-        radii = [group[self._rho_key] for group in self.param_groups]
+        radii = [group.get("sam_rho_max", group[self._rho_key]) for group in self.param_groups]
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        self.base_optimizer.load_state_dict(state_dict)
+        base_state, own_state = split_state(state_dict["state"])
+        self.base_optimizer.load_state_dict({**state_dict, "state": base_state})
+        self._memory.load(self.param_groups, own_state)
         for group, radius in zip(self.param_groups, radii, strict=True):
             group.setdefault(self._rho_key, radius)
         self._adopt_groups()
@@ -606,7 +579,8 @@ class SAM(Optimizer):
         if self._look is not None:
             raise RuntimeError("copying the optimizer while the weights are perturbed: call opt.restore() first")
         kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho", "_fresh_masks")
-        return {name: self.__dict__[name] for name in (*kept, "_ascent", "_descent", "_schedule", "_batching")}
+        slots = ("_ascent", "_descent", "_schedule", "_batching", "_selection", "_memory")
+        return {name: self.__dict__[name] for name in (*kept, *slots)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy.

@@ -112,13 +112,44 @@ def later_pass(closure: Closure) -> Tensor | float:
         raise
 
 
-def from_loss_fn(loss_fn: Callable[[Any], Any], part: Any, clear: Callable[[], None]) -> Closure:
+def sample_losses(loss: Any, count: int) -> Tensor:
+    """Return the losses of the samples, or say what is wrong with them.
+
+    Args:
+        loss: what the loss function returned.
+        count: number of samples.
+
+    Returns:
+        Shape (count,).
+
+    Raises:
+        ValueError: if it is not one loss for each sample.
+    """
+    if not isinstance(loss, Tensor) or loss.shape != (count,):
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"top_fraction and rising_fraction choose samples by their loss, so loss_fn(batch) must return one loss for "
+            f"each of the {count} samples, shape ({count},), got {found}: for example "
+            "F.cross_entropy(model(x), y, reduction='none')"
+        )
+    return loss
+
+
+def from_loss_fn(
+    loss_fn: Callable[[Any], Any],
+    part: Any,
+    clear: Callable[[], None],
+    samples: int | None = None,
+    seen: Callable[[Tensor], None] | None = None,
+) -> Closure:
     """Make a closure of a loss function and a batch.
 
     Args:
         loss_fn: ``loss_fn(batch)`` returns the mean loss.
         part: the batch, or a part of it.
         clear: clears all gradients.
+        samples: number of samples in the part, where the function returns a loss for each.
+        seen: is given these losses, detached.
 
     Returns:
         The closure.
@@ -127,6 +158,11 @@ def from_loss_fn(loss_fn: Callable[[Any], Any], part: Any, clear: Callable[[], N
     def closure() -> Any:
         clear()
         loss = loss_fn(part)
+        if samples is not None:
+            loss = sample_losses(loss, samples)
+            if seen is not None:
+                seen(loss.detach())
+            loss = loss.mean()
         checked_loss(loss)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")

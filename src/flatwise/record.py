@@ -10,7 +10,14 @@ from typing import Literal
 from torch import Tensor
 
 Reason = Literal[
-    "perturbed", "schedule", "zero radius", "zero gradient", "non-finite gradient", "non-finite update", "no gradient"
+    "perturbed",
+    "schedule",
+    "zero radius",
+    "zero gradient",
+    "non-finite gradient",
+    "non-finite update",
+    "no gradient",
+    "no direction",
 ]
 """Why a step was a SAM step or not; see :attr:`StepRecord.reason`."""
 
@@ -39,6 +46,7 @@ class StepRecord:
     _loss: Tensor | float | None = field(default=None, repr=False)
     _perturbed_loss: Tensor | float | None = field(default=None, repr=False)
     _norm: Tensor | None = field(default=None, repr=False)
+    _gradient_norm: Tensor | None = field(default=None, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
     _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
@@ -60,8 +68,11 @@ class StepRecord:
 
     @property
     def gradient_norm(self) -> float:
-        """Dual norm ``||Tg||_q`` of the first gradient over the perturbed groups (SAM: the L2 norm)."""
-        return _number(self._norm)
+        """Norm of the first gradient over what is perturbed: ``||Tg||_q`` (SAM: the L2 norm).
+
+        The L2 norm where a method climbs along an average; NaN where there was no first pass.
+        """
+        return _number(self._gradient_norm)
 
     @property
     def perturbation_norm(self) -> float:
@@ -76,7 +87,8 @@ class StepRecord:
         """Why the step was what it was.
 
         ``"perturbed"``: a SAM step. ``"schedule"``: the schedule was not active. ``"zero radius"``: every rho is 0.
-        ``"no gradient"``: no perturbed parameter had one. ``"zero gradient"``: there is no direction to climb.
+        ``"no gradient"``: no perturbed parameter had one. ``"no direction"``: a method without a first pass has nothing
+        to climb along yet, as before the first update. ``"zero gradient"``: there is no direction to climb.
         ``"non-finite gradient"``: the first gradient held infinity or NaN, nothing was perturbed.
         ``"non-finite update"``: the last gradient held infinity or NaN, nothing was updated.
         """

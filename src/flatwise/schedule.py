@@ -5,8 +5,11 @@ A step that is not active is the base optimizer's own step: one gradient, no per
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 Radius = float | Callable[[int], float]
 """A radius: a number, or a function of the step (0, 1, 2, ...) that returns one."""
@@ -23,12 +26,26 @@ class Schedule:
         total_steps: planned number of steps; needed where ``window`` is not the whole of training.
         warmup_steps: steps at the start without perturbation. Adaptive optimizers want none during the warm-up of
             the learning rate (Zhao et al., ICML 2024).
+        probability: of a perturbation in a step that is active otherwise (SS-SAM; Zhao et al., arXiv 2203.09962). The
+            draw is a function of ``seed`` and the step: the same on every rank and after resuming.
+        seed: of these draws.
+        rho_min: tie the radius to the learning rate (GSAM; Zhuang et al., ICLR 2022):
+            ``rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min)``, where rho is the radius given. Each group
+            keeps that one as ``sam_rho_max``, and shows the current one as ``rho``.
+        lr_max: learning rate at which the radius is rho; by default the one that a group starts with.
+        lr_min: learning rate at which it is ``rho_min``.
     """
 
     every: int = 1
     window: tuple[float, float] = (0.0, 1.0)
     total_steps: int | None = None
     warmup_steps: int = 0
+    probability: float = 1.0
+    seed: int = 0
+    rho_min: float | None = None
+    lr_max: float | None = None
+    lr_min: float = 0.0
+    needs_norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -48,6 +65,12 @@ class Schedule:
             raise ValueError(f"total_steps must be >= 1, got {self.total_steps!r}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps!r}")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {self.probability!r}")
+        if self.rho_min is not None and not (math.isfinite(self.rho_min) and self.rho_min >= 0):
+            raise ValueError(f"rho_min must be a finite number >= 0, got {self.rho_min!r}")
+        if self.lr_min < 0 or (self.lr_max is not None and self.lr_max <= self.lr_min):
+            raise ValueError(f"0 <= lr_min < lr_max must hold, got lr_min={self.lr_min!r}, lr_max={self.lr_max!r}")
         if (start, stop) != (0, 1) and self.total_steps is None:
             raise ValueError(
                 f"window={self.window!r} is a fraction of training, so flatwise must know its length: "
@@ -65,8 +88,81 @@ class Schedule:
         """
         if step < self.warmup_steps or step % self.every:
             return False
+        if self.probability < 1 and random.Random(self.seed * 1_000_003 + step).random() >= self.probability:
+            return False
         start, stop = self.window
         if (start, stop) == (0, 1) or self.total_steps is None:
             return True
         first, end = (round(share * self.total_steps, 6) for share in (start, stop))  # 0.55 * 100 is not 55
         return step >= first and (stop == 1 or step < end)
+
+    def tie_radius(self, group: dict[str, Any], key: str) -> None:
+        """Set a group's radius from its learning rate, where ``rho_min`` asks for it.
+
+        Args:
+            group: a parameter group.
+            key: name of the radius in it.
+        """
+        if self.rho_min is None:
+            return
+        rho_max = group.setdefault("sam_rho_max", group[key])
+        lr_max = group.setdefault("sam_lr_max", self.lr_max or group.get("initial_lr", group["lr"]))
+        share = (float(group["lr"]) - self.lr_min) / (float(lr_max) - self.lr_min)
+        # In this order rho_min = rho, and lr = lr_max, give rho itself, bit for bit.
+        group[key] = rho_max if share == 1 else max(0.0, self.rho_min + (rho_max - self.rho_min) * share)
+
+    def accepts(self, squared_norm: float, step: int, group: dict[str, Any]) -> bool:
+        """Decide after the first pass, where ``needs_norm``.
+
+        Args:
+            squared_norm: of the gradient at w, over all parameters.
+            step: steps taken before this one.
+            group: the first parameter group, which keeps what must be remembered.
+
+        Returns:
+            True where the step perturbs.
+        """
+        return True
+
+
+@dataclass(frozen=True)
+class AdaptiveSchedule(Schedule):
+    """Perturb where the gradient is larger than usual: AE-SAM (Jiang et al., ICLR 2023).
+
+    With ``mu <- delta mu + (1 - delta) ||g||^2`` and ``var <- delta var + (1 - delta) (||g||^2 - mu)^2``, from 0, a step
+    perturbs iff ``||g||^2 >= mu + c sqrt(var)``, where ``c = (t/T) lambda_1 + (1 - t/T) lambda_2`` falls over training.
+    The decision reads one number from the device in each step.
+
+    Attributes:
+        delta: decay of the statistics.
+        lambda_1: c at the end.
+        lambda_2: c at the start.
+    """
+
+    delta: float = 0.9
+    lambda_1: float = -1.0
+    lambda_2: float = 1.0
+    needs_norm: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: if one is out of its range, or ``total_steps`` is missing.
+        """
+        super().__post_init__()
+        if self.total_steps is None:
+            raise ValueError("the threshold falls over training, so flatwise must know its length: pass total_steps=")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"delta must be in [0, 1), got {self.delta!r}")
+
+    def accepts(self, squared_norm: float, step: int, group: dict[str, Any]) -> bool:  # noqa: D102
+        if not math.isfinite(squared_norm) or self.total_steps is None:
+            return False
+        mean = self.delta * group.get("sam_mean", 0.0) + (1 - self.delta) * squared_norm
+        deviation = (squared_norm - mean) ** 2
+        variance = self.delta * group.get("sam_variance", 0.0) + (1 - self.delta) * deviation
+        group["sam_mean"], group["sam_variance"] = mean, variance
+        done = min(1.0, step / self.total_steps)
+        threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)
+        return squared_norm >= threshold

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatwise.descent import Late
+from flatwise.directions import real
 from flatwise.norms import all_finite
 from flatwise.record import StepRecord
 
@@ -21,7 +23,7 @@ def _numbers(grad: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def withhold_nonfinite(base: Optimizer, record: StepRecord) -> bool:
+def withhold_nonfinite(base: Optimizer, record: StepRecord, late: Late | None = None) -> bool:
     """Keep a non-finite gradient from the base optimizer, without waiting for a device.
 
     On the CPU the gradients are removed, so the base's step changes nothing, its state included. On an accelerator a
@@ -31,13 +33,15 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> bool:
     Args:
         base: the optimizer about to step.
         record: takes the verdict.
+        late: what is added after the base's step, which is judged with the gradients.
 
     Returns:
         Whether a verdict was left with a fused base, to be removed by :func:`forget_verdict` after its step.
     """
     found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
     grads = found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
-    record._finite = finite = all_finite(grads)
+    extra = [difference for _, difference in late or ()]
+    record._finite = finite = all_finite([*grads, *extra])
     if isinstance(finite, bool):
         if not finite:
             for group in base.param_groups:
@@ -51,6 +55,26 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord) -> bool:
         for grad in grads:
             grad.masked_fill_(~finite.to(grad.device), 0)
     return False
+
+
+@torch.no_grad()
+def add_late(base: Optimizer, record: StepRecord, late: Late) -> None:
+    """Take ``lr * difference`` from the weights after the base's step, unless the update was withheld.
+
+    Args:
+        base: the optimizer that has stepped.
+        record: holds the verdict.
+        late: pairs of a parameter and the difference, as real numbers.
+    """
+    finite = record._finite
+    if finite is False:
+        return
+    rates = {p: group["lr"] for group in base.param_groups for p in group["params"]}
+    for param, difference in late:
+        change = difference * rates[param]
+        if isinstance(finite, Tensor):
+            change = torch.where(finite.to(change.device), change, 0)
+        real(param.detach()).sub_(change)
 
 
 def forget_verdict(base: Optimizer) -> None:

@@ -47,6 +47,7 @@ class Piece:
         source: the gradient as it was found in ``owner.grad``.
         rows: indices into the first dimension, or None for the whole parameter.
         owned: nobody else can see ``grad``, so its buffer may be reused.
+        shared: somebody else still needs ``grad``, so it must not be written.
     """
 
     param: Tensor
@@ -55,6 +56,12 @@ class Piece:
     source: Tensor
     rows: Tensor | None = None
     owned: bool = False
+    shared: bool = False
+
+    def unshare(self) -> None:
+        """Make ``grad`` writable."""
+        if self.shared:
+            self.grad, self.shared = self.grad.clone(), False
 
     def weight(self) -> Tensor:
         """Return the weights that ``grad`` belongs to, shape of ``grad``."""
@@ -73,7 +80,7 @@ def _references_when_owned() -> int:
 _OWNED = _references_when_owned()
 
 
-def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False) -> list[Piece]:
+def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False, shared: bool = False) -> list[Piece]:
     """Pair parameters with their gradients, and take the gradients away from ``param.grad``.
 
     Args:
@@ -81,6 +88,7 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False)
         find_rows: reduce large gradients on the CPU that are zero in most rows to the rows that are not. Right only
             where a zero gradient means a zero perturbation and where squares decide what is zero (p = 2).
         whole: give every piece the whole parameter, also where the gradient is sparse.
+        shared: the gradients are needed afterwards.
 
     Returns:
         One piece per parameter that has a gradient.
@@ -94,12 +102,14 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False)
         param.grad = None
         small = grad.numel() < SMALL
         if small and not grad.is_sparse and not grad.is_complex():
-            found.append(Piece(param, grad, param, grad))
+            found.append(Piece(param, grad, param, grad, shared=shared))
             continue
         on_host = grad.device.type == "cpu"
         # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
-        owned = on_host and not small and not distributed and sys.getrefcount(grad) <= _OWNED
-        found.append(_piece(param, grad, owned, find_rows and on_host, whole))
+        owned = on_host and not small and not distributed and not shared and sys.getrefcount(grad) <= _OWNED
+        piece = _piece(param, grad, owned, find_rows and on_host, whole)
+        piece.shared = shared
+        found.append(piece)
         del grad
     return found
 

@@ -1,0 +1,274 @@
+"""What is climbed along: the gradient, or what stands in for it (part of the ``ascent`` slot).
+
+A direction either turns the gradient of a first pass (``uses_gradient``), or offers one of its own, so that no first
+pass is needed and a step costs one gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatwise.memory import Memory
+from flatwise.norms import COARSE, joint_norm
+from flatwise.weights import SWAP_FROM, Piece
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Base of all directions.
+
+    Attributes:
+        uses_gradient: whether a first pass is needed.
+        whole: whether the direction must see whole tensors (it remembers something of their shape).
+        sign: of the perturbation along the direction.
+        streams: whether tensors are moved one after the other as they are made, so that only one is alive.
+    """
+
+    uses_gradient: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    sign: ClassVar[float] = 1.0
+    streams: ClassVar[bool] = False
+
+    def check_ball(self, *, normalised: bool, adaptive: bool) -> None:
+        """Raise a ValueError if the direction does not fit a ball."""
+
+    def check_base(self, base: Optimizer) -> None:
+        """Raise a ValueError if the direction does not fit a base optimizer."""
+
+    def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:
+        """Replace the gradients in the pieces by the direction.
+
+        Args:
+            pieces: everything that is perturbed, with its gradient.
+            memory: what the method remembers.
+
+        Returns:
+            The norm of the gradients, where it was needed.
+        """
+        return None
+
+    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:
+        """Yield pieces with the direction, without a first pass.
+
+        Args:
+            params: what is perturbed.
+            memory: what the method remembers.
+            base: the base optimizer.
+            step: index of the step.
+        """
+        raise NotImplementedError
+
+    def learn(self, params: Sequence[Tensor], memory: Memory) -> None:
+        """Take from ``.grad`` what the next step needs, after the last pass.
+
+        Args:
+            params: all parameters.
+            memory: what the method remembers.
+        """
+
+
+@dataclass(frozen=True)
+class Gradient(Direction):
+    """The gradient at w: SAM (Foret et al., ICLR 2021)."""
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a dense real view of a gradient or weight (a sparse one is made dense)."""
+    dense = tensor.to_dense() if tensor.is_sparse else tensor
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def _known_bad(norm: Tensor) -> bool:
+    """Tell whether the gradients hold infinity or NaN, where knowing it costs nothing."""
+    return norm.device.type == "cpu" and not math.isfinite(float(norm))
+
+
+def _unless_bad(norm: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new``, and on an accelerator ``old`` where the norm is not finite, so that no average is spoiled."""
+    return new if norm.device.type == "cpu" else torch.where(torch.isfinite(norm.to(new.device)), new, old)
+
+
+@dataclass(frozen=True)
+class AveragedGradient(Direction):
+    """The running average of gradients: VaSSO (Li and Giannakis, NeurIPS 2023).
+
+    ``m <- (1 - theta) m + theta g``, from m = 0; the direction is m. theta = 1 is SAM.
+
+    Attributes:
+        theta: share of the new gradient, 0 < theta <= 1.
+    """
+
+    theta: float = 0.9
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check theta.
+
+        Raises:
+            ValueError: if it is out of its range.
+        """
+        if not 0 < self.theta <= 1:
+            raise ValueError(f"theta must be in (0, 1], got {self.theta!r}")
+
+    @torch.no_grad()
+    def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
+        norm = joint_norm([piece.grad for piece in pieces])
+        if _known_bad(norm):
+            return norm
+        for piece in pieces:
+            average = memory.zeros(piece.owner, "average", piece.grad)
+            grad = piece.grad.to(average.dtype)
+            average.copy_(_unless_bad(norm, torch.lerp(average, grad, self.theta), average))
+            piece.grad, piece.owned, piece.shared = average.to(piece.grad.dtype), False, True
+        return norm
+
+
+@dataclass(frozen=True)
+class FriendlyGradient(Direction):
+    """The gradient minus its running average: F-SAM (Li et al., CVPR 2024).
+
+    ``d = g - sigma m``, then ``m <- lmbda m + (1 - lmbda) g`` with the gradient itself, as the authors' code does. On the
+    first step m is the gradient and d = g. sigma = 0 is SAM.
+
+    Attributes:
+        sigma: share of the average that is taken away.
+        lmbda: decay of the average, 0 <= lmbda < 1. The authors' class has 0.9, their script 0.6.
+    """
+
+    sigma: float = 1.0
+    lmbda: float = 0.9
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise ValueError(f"sigma must be a finite number >= 0, got {self.sigma!r}")
+        if not 0 <= self.lmbda < 1:
+            raise ValueError(f"lmbda must be in [0, 1), got {self.lmbda!r}")
+
+    @torch.no_grad()
+    def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
+        norm = joint_norm([piece.grad for piece in pieces])
+        if _known_bad(norm):
+            return norm
+        for piece in pieces:
+            first = memory.get(piece.owner, "average") is None
+            average = memory.zeros(piece.owner, "average", piece.grad)
+            grad = piece.grad.to(average.dtype)
+            if first:
+                average.copy_(_unless_bad(norm, grad, average))
+                continue
+            direction = torch.sub(grad, average, alpha=self.sigma).to(piece.grad.dtype)
+            average.copy_(_unless_bad(norm, torch.lerp(grad, average, self.lmbda), average))
+            piece.grad, piece.owned, piece.shared = direction, False, False
+        return norm
+
+
+@dataclass(frozen=True)
+class Momentum(Direction):
+    """Against the base optimizer's momentum: MSAM (Becker, Altrock, Risse, arXiv 2401.12033).
+
+    ``eps = -rho v / ||v||`` with the momentum before the update. The minus is essential: further along the last update
+    is uphill on the new batch. Outside a step the weights are w, not the displaced ones of the authors' code.
+    """
+
+    uses_gradient: ClassVar[bool] = False
+    sign: ClassVar[float] = -1.0
+
+    def check_base(self, base: Optimizer) -> None:  # noqa: D102
+        if not all(group.get("momentum") or "betas" in group or "beta2_decay" in group for group in base.param_groups):
+            raise ValueError(
+                f"climbing against the momentum needs a base optimizer that has one, and this {type(base).__name__} "
+                "has none: give it momentum=0.9, or use one of the Adam family"
+            )
+
+    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
+        for param in params:
+            state = base.state.get(param) or {}
+            value = state.get("momentum_buffer", state.get("exp_avg"))
+            if isinstance(value, Tensor) and value.numel():
+                yield Piece(real(param.detach()), real(value), param, value, shared=True)
+
+
+@dataclass(frozen=True)
+class PreviousGradient(Direction):
+    """The gradient that the last step computed (at its w + eps): AsyncSAM, S2-SAM.
+
+    Jo, Lim, Lee (arXiv 2503.11147) on one device; S2-SAM (NeurIPS 2024).
+    """
+
+    uses_gradient: ClassVar[bool] = False
+
+    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
+        for param in params:
+            value = memory.get(param, "gradient")
+            if value is not None and value.numel():
+                yield Piece(real(param.detach()), value, param, value, shared=True)
+
+    @torch.no_grad()
+    def learn(self, params: Sequence[Tensor], memory: Memory) -> None:  # noqa: D102
+        for param in params:
+            if param.grad is not None:
+                memory.keep(param, "gradient", real(param.grad))
+
+
+@dataclass(frozen=True)
+class Noise(Direction):
+    """Gaussian noise, ``eps = rho ||f|| xi``: LPF-SGD (Bisla, Wang, Choromanska, AISTATS 2022), RWP.
+
+    f is the slice of the first dimension that holds the weight; in a tensor of one dimension each weight is its own.
+    The noise of a step is drawn from a generator seeded by ``noise_seed`` and the step, so that it is the same on every
+    rank and after resuming, costs no state, and leaves torch's random state alone.
+
+    Attributes:
+        noise_seed: seed of the noise.
+        filter_scaled: False leaves ``||f||`` out.
+    """
+
+    noise_seed: int = 0
+    filter_scaled: bool = True
+    uses_gradient: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
+
+    def check_ball(self, *, normalised: bool, adaptive: bool) -> None:  # noqa: D102
+        if normalised or adaptive:
+            raise ValueError(
+                "noise has its own length: give its ball normalised=False, and leave adaptive out "
+                "(filter_scaled=True is its scaling)"
+            )
+
+    @torch.no_grad()
+    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
+        generators: dict[torch.device, torch.Generator] = {}
+        for param in params:
+            weight = real(param.detach())
+            if not weight.numel():
+                continue
+            generator = generators.get(weight.device)
+            if generator is None:
+                # Consecutive seeds give unrelated streams; the factor keeps the steps of two seeds apart.
+                seed = (self.noise_seed * 1_000_003 + step) % 2**63
+                generators[weight.device] = generator = torch.Generator(weight.device).manual_seed(seed)
+            dtype = torch.float32 if weight.dtype in COARSE else weight.dtype
+            noise = torch.randn(weight.shape, generator=generator, dtype=dtype, device=weight.device)
+            if self.filter_scaled:
+                dims = tuple(range(1, weight.dim()))
+                noise *= torch.linalg.vector_norm(weight, dim=dims, keepdim=True) if dims else weight.abs()
+            noise = noise.to(weight.dtype)
+            yield Piece(weight, noise, param, noise, owned=_may_swap(weight, noise))
+
+
+def _may_swap(weight: Tensor, noise: Tensor) -> bool:
+    host = weight.device.type == "cpu" and weight.dtype not in COARSE
+    return host and weight.numel() >= SWAP_FROM and weight.is_contiguous() and noise.is_contiguous()

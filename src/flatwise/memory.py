@@ -1,0 +1,91 @@
+"""What a method remembers between steps: tensors per parameter, saved beside the base optimizer's state.
+
+They are kept apart from ``base.state``, since several base optimizers take a state that is not empty for their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatwise.norms import COARSE
+
+PREFIX = "sam_"
+"""Begins the name of every entry of a saved state, and of every entry of a group, that is flatwise's."""
+
+
+class Memory:
+    """Named tensors per parameter."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Tensor, dict[str, Tensor]] = {}
+
+    def get(self, param: Tensor, name: str) -> Tensor | None:
+        """Return what is remembered, or None."""
+        return self._kept.get(param, {}).get(name)
+
+    def set(self, param: Tensor, name: str, value: Tensor) -> None:
+        """Remember a tensor, without a copy."""
+        self._kept.setdefault(param, {})[name] = value
+
+    def zeros(self, param: Tensor, name: str, like: Tensor) -> Tensor:
+        """Return what is remembered, zeros at first: shape of ``like``, in float32 or better."""
+        known = self.get(param, name)
+        if known is None:
+            dtype = torch.float32 if like.dtype in COARSE else like.dtype
+            known = torch.zeros_like(like, dtype=dtype)
+            self.set(param, name, known)
+        return known
+
+    def keep(self, param: Tensor, name: str, value: Tensor) -> None:
+        """Remember a copy of ``value``, in the same buffer as the last time where the shape is the same."""
+        known = self.get(param, name)
+        if known is None or known.shape != value.shape or known.dtype != value.dtype or known.device != value.device:
+            self.set(param, name, value.detach().clone())
+        else:
+            known.copy_(value)
+
+    def save(self, groups: Sequence[dict[str, Any]]) -> dict[int, dict[str, Tensor]]:
+        """Return everything by the index that ``torch.optim`` gives a parameter in a state dict."""
+        params = [param for group in groups for param in group["params"]]
+        return {
+            index: {PREFIX + name: value for name, value in self._kept[param].items()}
+            for index, param in enumerate(params)
+            if param in self._kept
+        }
+
+    @torch.no_grad()
+    def load(self, groups: Sequence[dict[str, Any]], saved: dict[int, dict[str, Tensor]]) -> None:
+        """Replace everything by copies of what :meth:`save` returned, on the parameters' devices."""
+        params = [param for group in groups for param in group["params"]]
+        self._kept = {
+            params[index]: {
+                name.removeprefix(PREFIX): value.detach().to(params[index].device, copy=True)
+                for name, value in entries.items()
+            }
+            for index, entries in saved.items()
+        }
+
+
+def split_state(state: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, dict[str, Tensor]]]:
+    """Separate a saved state.
+
+    Args:
+        state: the ``"state"`` of a state dict.
+
+    Returns:
+        The base's own entries, and flatwise's.
+    """
+    base: dict[Any, Any] = {}
+    ours: dict[Any, dict[str, Tensor]] = {}
+    for index, entries in state.items():
+        own = {k: v for k, v in entries.items() if isinstance(k, str) and k.startswith(PREFIX)}
+        if own:
+            ours[index] = own
+        rest = {k: v for k, v in entries.items() if k not in own}
+        if rest or not own:
+            base[index] = rest
+    return base, ours

@@ -1,0 +1,281 @@
+"""One step with a closure, or with a loss function and a batch: the passes in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatwise.batching import count, largest, pick
+from flatwise.descent import Late
+from flatwise.directions import real
+from flatwise.functional import OutputGradients
+from flatwise.guards import PassGuard
+from flatwise.look import Look, Method
+from flatwise.norms import joint_norm
+from flatwise.passes import (
+    Closure,
+    first_pass,
+    from_loss_fn,
+    later_pass,
+    refuse_stale_gradients,
+    sample_losses,
+)
+from flatwise.record import StepRecord
+
+Loss = Tensor | float
+
+
+@dataclass
+class Cost:
+    """Share of the batch whose gradient a pass computes."""
+
+    first: float = 1.0
+    second: float = 1.0
+
+
+@dataclass
+class Run:
+    """What one step needs.
+
+    Attributes:
+        method: the four slots.
+        guard: protects buffers and random state.
+        record: takes what happened.
+        active: whether the schedule wants a perturbation.
+        new_look: makes the displaced state of one part of the batch.
+        outputs: where the second pass starts from the output gradients of the first.
+        late: what is to be taken from the weights after the base's step.
+    """
+
+    method: Method
+    guard: PassGuard
+    record: StepRecord
+    active: bool
+    new_look: Callable[[], Look]
+    outputs: OutputGradients | None = None
+    late: Late | None = None
+
+    def whole(self, closure: Closure) -> Loss:
+        """Run a step with the user's closure, and leave the gradient for the base optimizer in ``.grad``.
+
+        Args:
+            closure: clears gradients, forward, backward, returns the loss.
+
+        Returns:
+            The loss of the first pass.
+        """
+        return self._part(closure, closure)
+
+    def batch(self, loss_fn: Any, batch: Any) -> Loss:
+        """Run every micro-batch, and leave the average of their gradients in ``.grad``.
+
+        Args:
+            loss_fn: the user's function of a batch.
+            batch: the batch.
+
+        Returns:
+            The loss of the first pass, averaged.
+        """
+        batching, record = self.method.batching, self.record
+        parts = batching.parts(batch)
+        losses: list[tuple[Loss, float]] = []
+        perturbed: list[tuple[Loss, float]] = []
+        clean: list[tuple[Loss, float]] = []
+        total: dict[Tensor, Tensor] = {}
+        for part, share in parts:
+            record._loss = record._perturbed_loss = None
+            losses.append((self._batch_part(loss_fn, part, share), share))
+            if record._loss is not None:
+                clean.append((record._loss, share))
+            if record._perturbed_loss is not None:
+                perturbed.append((record._perturbed_loss, share))
+            if len(parts) > 1:
+                for param in (p for p in self._params() if p.grad is not None):
+                    known = total.get(param)
+                    grad = param.grad * share
+                    total[param] = grad if known is None else known.add_(grad)
+        if len(parts) > 1:
+            self.clear()
+            for param, grad in total.items():
+                param.grad = grad
+            record._loss = sum(loss * share for loss, share in clean) if clean else None
+            record._perturbed_loss = sum(loss * share for loss, share in perturbed) if perturbed else None
+        return losses[0][0] if len(parts) == 1 else sum(loss * share for loss, share in losses)
+
+    def _batch_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
+        batching = self.method.batching
+        ranks = batching.ranks
+        samples = count(part) if ranks else None
+        before: list[Tensor] = []
+        descend = from_loss_fn(loss_fn, part, self.clear, samples, before.append)
+        if self.active and ranks and batching.top_fraction < 1:
+            return self._top_part(loss_fn, part, share)
+        if self.active and ranks:
+            cost = Cost(second=batching.rising_fraction)
+            rising = self._rising(loss_fn, part, before)
+            return self._part(descend, rising, share=share, cost=cost, own=True)
+        seen = batching.for_ascent(part) if self.active else part
+        if seen is part:
+            return self._part(descend, descend, share=share, own=True)
+        ascend = from_loss_fn(loss_fn, seen, self.clear)
+        cost = Cost(first=batching.ascent_fraction)
+        return self._part(ascend, descend, share=share, cost=cost, own=True, split=True)
+
+    def _top_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
+        """K-SAM: both passes on the samples with the largest loss; the ranking pass is the one that counts."""
+        batching, guard = self.method.batching, self.guard
+        guard.enter_step()
+        try:
+            losses = self._losses(loss_fn, part)
+            guard.first_pass_done()
+            guard.between()
+            index = largest(losses, batching.top_fraction)
+            closure = from_loss_fn(loss_fn, pick(part, index), self.clear, index.numel())
+            cost = Cost(batching.top_fraction, batching.top_fraction)
+            self._part(closure, closure, share=share, cost=cost, own=True, ranked=True)
+        finally:
+            guard.end()
+            guard.leave_step()
+        return losses.mean()
+
+    def _rising(self, loss_fn: Any, part: Any, before: list[Tensor]) -> Closure:
+        """ESAM: the second pass on the samples whose loss rises most."""
+
+        def closure() -> Any:
+            after = self._losses(loss_fn, part)
+            index = largest(after - before[0], self.method.batching.rising_fraction)
+            self.guard.rewind()
+            return from_loss_fn(loss_fn, pick(part, index), self.clear, index.numel())()
+
+        return closure
+
+    def _losses(self, loss_fn: Any, part: Any) -> Tensor:
+        """Return the loss of each sample, by a forward pass without gradients."""
+        with torch.no_grad():
+            losses = sample_losses(loss_fn(part), count(part))
+        torch.clear_autocast_cache()  # casts made here have no graph
+        self.record.closure_calls += 1
+        return losses
+
+    def _part(
+        self,
+        ascend: Closure,
+        descend: Closure,
+        *,
+        share: float = 1.0,
+        cost: Cost | None = None,
+        own: bool = False,
+        split: bool = False,
+        ranked: bool = False,
+    ) -> Loss:
+        """Run one micro-batch: leave its gradient for the base optimizer in ``.grad``, and everything else as before.
+
+        ``own`` says that the closure is flatwise's and clears gradients by itself, ``split`` that the ascent sees other
+        samples than the descent, ``ranked`` that the pass that counts for buffers and random state is already done.
+        """
+        cost = cost or Cost()
+        guard, record, method, look = self.guard, self.record, self.method, self.new_look()
+        steps, one_pass = method.ascent.steps, method.one_pass and self.active
+        if not ranked:
+            guard.enter_step()
+        try:
+            moved = one_pass and look.displace()
+            with nullcontext() if own else refuse_stale_gradients(method.base.param_groups):
+                loss, cheap = self._first(look, ascend)
+            if moved:
+                record._perturbed_loss = loss
+            else:
+                record._loss = loss
+            if ranked:
+                guard.rewind()
+            else:
+                guard.first_pass_done()
+            record.closure_calls += 1
+            record.passes += share * cost.first
+            if not self.has_gradients():
+                raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
+            if one_pass:
+                return loss
+            if self.active and not self.accepts():
+                return self._inactive(look, loss)
+            if not self.active:
+                return self._inactive(look, loss)
+            look.keep_random = split
+            moved = look.displace()
+            if not (moved or split or cheap):
+                return loss
+            look.drop_gradients()
+            if not ranked:
+                guard.between()
+            for _ in range(steps - 1):
+                later_pass(ascend)
+                look.displace()
+                look.drop_gradients()
+                guard.rewind()
+            with nullcontext() if self.outputs is None else self.outputs.put():
+                record._perturbed_loss = later_pass(descend)
+            record.closure_calls += steps
+            record.passes += share * (cost.second + cost.first * (steps - 1))
+            if not self.has_gradients():
+                raise RuntimeError(
+                    "the closure left no gradients in its second run: it must call loss.backward() each time"
+                )
+            look.undo()
+            if method.descent.adds_term:
+                look.add_second_order(ascend)
+                record.closure_calls += 1
+                record.passes += share * cost.first
+            self.late = look.finish()
+        finally:
+            if ranked:
+                look.undo()
+            else:
+                self._close(look)
+        return loss
+
+    def _first(self, look: Look, ascend: Closure) -> tuple[Loss, bool]:
+        with nullcontext(False) if not self.active or self.method.one_pass else look.only_what_moves() as cheap:
+            with nullcontext() if self.outputs is None or not self.active else self.outputs.take():
+                return first_pass(ascend), cheap
+
+    @staticmethod
+    def _close(look: Look) -> None:
+        try:
+            look.close()
+        except BaseException:
+            look.close()  # interrupted: what is restored must be restored whole
+            raise
+
+    def _inactive(self, look: Look, loss: Loss) -> Loss:
+        look.undo()
+        look.finish()
+        return loss
+
+    def accepts(self) -> bool:
+        """Ask a schedule that decides by the gradient, with the first gradient in ``.grad``."""
+        schedule = self.method.schedule
+        if not schedule.needs_norm:
+            return True
+        norm = float(joint_norm([real(p.grad) for p in self._params() if p.grad is not None]))
+        groups = self.method.base.param_groups
+        accepted = schedule.accepts(norm**2, self.record.step, groups[0])
+        if not accepted:
+            self.record._reason = "schedule"
+        return accepted
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.method.base.param_groups for p in group["params"]]
+
+    def clear(self) -> None:
+        """Remove all gradients."""
+        for param in self._params():
+            param.grad = None
+
+    def has_gradients(self) -> bool:
+        """Tell whether any parameter has a gradient."""
+        return any(p.grad is not None for p in self._params())
