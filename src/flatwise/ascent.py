@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,10 +50,10 @@ class Ball:
 
     Attributes:
         p: order of the norm, 1 <= p <= inf.
-        adaptive: what T is. False: 1. True: ``|w| + eta`` (ASAM). ``"filter"``: ``||f|| + eta``, where f is the slice of
-            the first dimension that holds the weight (Kwon et al., ICML 2021, filter-wise; in a tensor of one dimension
-            each weight is its own filter). ``"fisher"``: ``1 / sqrt(1 + eta g^2)``, the diagonal Fisher ball (Kim et
-            al., ICML 2022).
+        adaptive: what T is. False: 1. True: ``|w| + eta`` (ASAM). ``"filter"``: ``||f|| + eta``, where f is the slice
+            of the first dimension that holds the weight (Kwon et al., ICML 2021, filter-wise; in a tensor of one
+            dimension each weight is its own filter). ``"fisher"``: ``1 / sqrt(1 + eta g^2)``, the diagonal Fisher ball
+            (Kim et al., ICML 2022).
         eta: offset in T, >= 0. Without it a zero weight is never perturbed. With ``"fisher"`` the weight of g^2.
         scope: ``"all"``: one norm over everything. ``"tensor"``: every tensor has a ball of its own.
         normalised: False leaves the norm out, ``eps = rho T^2 g``; p = 2 only.
@@ -252,7 +252,8 @@ def _filter_norms(w: Tensor) -> Tensor:
     """Return the norm of each slice of the first dimension, spread over the shape of ``w``."""
     if w.dim() < 2:
         return w.abs()
-    return torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True).expand_as(w)
+    norms: Tensor = torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
+    return norms.expand_as(w)
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class GradientAscent:
 
     ball: Ball = Ball()
     steps: int = 1
-    direction: Direction = Gradient()
+    direction: Direction = field(default_factory=Gradient)
     only: Literal["all", "norm"] = "all"
     scaled: Literal["all", "weights"] = "all"
 

@@ -121,7 +121,7 @@ class BSAM(Optimizer):
         for param in self._params():
             param.grad = None
 
-    def step(self, closure: Any = None, batch: Any = _NO_BATCH) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None, batch: Any = _NO_BATCH) -> Any:
         """Take one step.
 
         Args:
@@ -165,19 +165,20 @@ class BSAM(Optimizer):
             record.passes, record.closure_calls = 2.0, 2
         finally:
             try:
-                displacement.undo()
-                torch.clear_autocast_cache()
-                guard.end()
-                guard.leave_step()
+                self._close(displacement)
             except BaseException:
-                displacement.undo()  # interrupted: what is restored must be restored whole
-                guard.end()
-                guard.leave_step()
-                raise
+                self._close(displacement)  # interrupted: what is restored must be restored whole
+                raise  # noqa: DOC503
         self._update(first, record)
         for group in self.param_groups:
             group[_STEP] += 1
         return loss
+
+    def _close(self, displacement: Displacement) -> None:
+        displacement.undo()
+        torch.clear_autocast_cache()
+        self._guard.end()
+        self._guard.leave_step()
 
     def _state(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         state = self.state[param]

@@ -59,27 +59,32 @@ def check_fit(ascent: GradientAscent, descent: Descent, schedule: Schedule, batc
     one_pass, m = not ascent.direction.uses_gradient, batching.micro_batch_size
     clean = descent.needs_clean or descent.needs_output
     part = batching.ascent_fraction < 1 or batching.rising_fraction < 1
-    refused = (
-        (descent.adds_term and ascent.steps > 1, "second_order=True is defined for one ascent step: leave ascent_steps "
-         "at 1"),
-        (descent.adds_term and direction != "Gradient", f"second_order=True differentiates the perturbation along the "
-         f"gradient, and direction={direction} climbs along something else"),
-        (descent.adds_term and part, "second_order=True needs both passes on the same samples: leave ascent_fraction and "
-         "rising_fraction at 1") if batching.rising_fraction < 1 else (False, ""),
-        (clean and one_pass, f"{name} uses the gradient at w, which direction={direction} does not compute"),
-        (clean and part, f"{name} joins two gradients of the same samples: leave ascent_fraction and rising_fraction "
-         "at 1"),
-        (descent.reuses and m is not None, f"{name} keeps one part for the whole batch: leave micro_batch_size out"),
-        (descent.adds_late and getattr(descent, "decoupled", False) and m is not None, f"a decoupled {name} acts once "
-         "on the whole batch: leave micro_batch_size out, or use decoupled=False"),
-        (schedule.needs_norm and one_pass, f"{type(schedule).__name__} decides by the gradient at w, which "
-         f"direction={direction} does not compute"),
-        (schedule.needs_norm and m is not None, f"{type(schedule).__name__} decides once for the whole batch: leave "
-         "micro_batch_size out"),
-        (one_pass and (part or batching.top_fraction < 1), f"direction={direction} has one pass, which sees the whole "
-         "batch: leave ascent_fraction, top_fraction and rising_fraction at 1"),
-    )  # fmt: skip
-    for wrong, text in refused:
+    refused = {
+        "second_order=True is defined for one ascent step: leave ascent_steps at 1": (
+            descent.adds_term and ascent.steps > 1
+        ),
+        f"second_order=True differentiates the perturbation along the gradient, and direction={direction} climbs along "
+        "something else": descent.adds_term and direction != "Gradient",
+        "second_order=True needs both passes on the same samples: leave rising_fraction at 1": (
+            descent.adds_term and batching.rising_fraction < 1
+        ),
+        f"{name} uses the gradient at w, which direction={direction} does not compute": clean and one_pass,
+        f"{name} joins two gradients of the same samples: leave ascent_fraction and rising_fraction at 1": clean
+        and part,
+        f"{name} keeps one part for the whole batch: leave micro_batch_size out": descent.reuses and m is not None,
+        f"a decoupled {name} acts once on the whole batch: leave micro_batch_size out, or use decoupled=False": (
+            getattr(descent, "decoupled", False) and m is not None
+        ),
+        f"{type(schedule).__name__} decides by the gradient at w, which direction={direction} does not compute": (
+            schedule.needs_norm and one_pass
+        ),
+        f"{type(schedule).__name__} decides once for the whole batch: leave micro_batch_size out": (
+            schedule.needs_norm and m is not None
+        ),
+        f"direction={direction} has one pass, which sees the whole batch: leave ascent_fraction, top_fraction and "
+        "rising_fraction at 1": one_pass and (part or batching.top_fraction < 1),
+    }
+    for text, wrong in refused.items():
         if wrong:
             raise ValueError(text)
 

@@ -55,15 +55,18 @@ class Direction:
         return None
 
     def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:
-        """Yield pieces with the direction, without a first pass.
+        """Make pieces with the direction, without a first pass.
 
         Args:
             params: what is perturbed.
             memory: what the method remembers.
             base: the base optimizer.
             step: index of the step.
+
+        Returns:
+            The pieces; nothing where there is no direction yet.
         """
-        raise NotImplementedError
+        return iter(())
 
     def learn(self, params: Sequence[Tensor], memory: Memory) -> None:
         """Take from ``.grad`` what the next step needs, after the last pass.
@@ -134,8 +137,8 @@ class AveragedGradient(Direction):
 class FriendlyGradient(Direction):
     """The gradient minus its running average: F-SAM (Li et al., CVPR 2024).
 
-    ``d = g - sigma m``, then ``m <- lmbda m + (1 - lmbda) g`` with the gradient itself, as the authors' code does. On the
-    first step m is the gradient and d = g. sigma = 0 is SAM.
+    ``d = g - sigma m``, then ``m <- lmbda m + (1 - lmbda) g`` with the gradient itself, as the authors' code does. On
+    the first step m is the gradient and d = g. sigma = 0 is SAM.
 
     Attributes:
         sigma: share of the average that is taken away.

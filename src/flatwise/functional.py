@@ -60,7 +60,7 @@ class OutputGradients:
                 def store(grad: Tensor, place: int = place) -> None:
                     self._taken[place] = grad.detach()
 
-                tensor.register_hook(store)
+                tensor.register_hook(store)  # type: ignore[no-untyped-call]
 
         handle = self._model.register_forward_hook(note)
         try:
@@ -72,8 +72,7 @@ class OutputGradients:
     def put(self) -> Iterator[None]:
         """Replace the gradient of every output tensor by the one that was noted.
 
-        Raises:
-            RuntimeError: if the model's outputs are not those of the first pass.
+        Inside, the model raises a RuntimeError if its outputs are not those of the first pass.
         """
         seen = 0
 
@@ -90,7 +89,7 @@ class OutputGradients:
                             f"an output of the model has shape {tuple(tensor.shape)} in the second pass and "
                             f"{tuple(known.shape)} in the first: both passes must see the same batch"
                         )
-                    tensor.register_hook(lambda grad, known=known: known)
+                    tensor.register_hook(lambda grad, known=known: known)  # type: ignore[no-untyped-call]
 
         handle = self._model.register_forward_hook(replace)
         try:

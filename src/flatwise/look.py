@@ -289,7 +289,8 @@ class Look:
                 "(not torch.autograd.backward or grad); or use opt.step(loss_fn, batch)"
             )
         selection = self._method.selection
-        radius, scaled = {}, set()
+        radius: dict[Tensor, float] = {}
+        scaled: set[Tensor] = set()
         for rho, group in zip(self._rhos, self._groups, strict=True):
             for part, use in selection.split(group["params"], adaptive=bool(self._ascent.ball.adaptive)):
                 radius.update(dict.fromkeys(part, rho))

@@ -90,9 +90,9 @@ def orthogonal_part(perturbed: Sequence[Tensor], clean: Sequence[Tensor]) -> lis
     ]
 
 
-def _checked(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+def _checked(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,8 @@ class GradientNormPenalty(Descent):
     needs_clean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check alpha.
-
-        Raises:
-            ValueError: if it is not a finite number >= 0.
-        """
-        _checked("alpha", self.alpha, 0)
+        """Check alpha: a finite number >= 0."""
+        _checked("alpha", self.alpha)
 
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
@@ -189,12 +185,8 @@ class SurrogateGap(Descent):
     needs_clean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check alpha.
-
-        Raises:
-            ValueError: if it is not a finite number >= 0.
-        """
-        _checked("alpha", self.alpha, 0)
+        """Check alpha: a finite number >= 0."""
+        _checked("alpha", self.alpha)
 
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
@@ -221,12 +213,8 @@ class ReusedPart(Descent):
     reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check alpha.
-
-        Raises:
-            ValueError: if it is not a finite number >= 0.
-        """
-        _checked("alpha", self.alpha, 0)
+        """Check alpha: a finite number >= 0."""
+        _checked("alpha", self.alpha)
 
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102

@@ -388,9 +388,9 @@ class SAM(Optimizer):
         needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.adds_term
         if needs_closure or self._descent.needs_output:
             raise RuntimeError(
-                f"{name} cannot serve micro_batch_size, fractions of a batch, ascent_steps, second_order or a functional "
-                "gradient, which compute gradients of their own: use opt.step(loss_fn, batch), or opt.step(closure) for "
-                "the last three"
+                f"{name} cannot serve micro_batch_size, fractions of a batch, ascent_steps, second_order or a "
+                "functional gradient, which compute gradients of their own: use opt.step(loss_fn, batch), or "
+                "opt.step(closure) for the last three"
             )
         one_pass = self._method.one_pass
         if always and not one_pass and not self._has_gradients():

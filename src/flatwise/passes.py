@@ -128,8 +128,8 @@ def sample_losses(loss: Any, count: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape != (count,):
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"top_fraction and rising_fraction choose samples by their loss, so loss_fn(batch) must return one loss for "
-            f"each of the {count} samples, shape ({count},), got {found}: for example "
+            "top_fraction and rising_fraction choose samples by their loss, so loss_fn(batch) must return one loss "
+            f"for each of the {count} samples, shape ({count},), got {found}: for example "
             "F.cross_entropy(model(x), y, reduction='none')"
         )
     return loss

@@ -83,29 +83,28 @@ class Run:
         """
         batching, record = self.method.batching, self.record
         parts = batching.parts(batch)
-        losses: list[tuple[Loss, float]] = []
-        perturbed: list[tuple[Loss, float]] = []
-        clean: list[tuple[Loss, float]] = []
+        if len(parts) == 1:
+            return self._batch_part(loss_fn, parts[0][0], 1.0)
+        returned: list[Loss] = []
+        clean: list[Loss] = []
+        perturbed: list[Loss] = []
         total: dict[Tensor, Tensor] = {}
         for part, share in parts:
+            returned.append(self._batch_part(loss_fn, part, share) * share)
+            for losses, loss in ((clean, record._loss), (perturbed, record._perturbed_loss)):
+                if loss is not None:
+                    losses.append(loss * share)
             record._loss = record._perturbed_loss = None
-            losses.append((self._batch_part(loss_fn, part, share), share))
-            if record._loss is not None:
-                clean.append((record._loss, share))
-            if record._perturbed_loss is not None:
-                perturbed.append((record._perturbed_loss, share))
-            if len(parts) > 1:
-                for param in (p for p in self._params() if p.grad is not None):
-                    known = total.get(param)
-                    grad = param.grad * share
+            for param in self._params():
+                if param.grad is not None:
+                    known, grad = total.get(param), param.grad * share
                     total[param] = grad if known is None else known.add_(grad)
-        if len(parts) > 1:
-            self.clear()
-            for param, grad in total.items():
-                param.grad = grad
-            record._loss = sum(loss * share for loss, share in clean) if clean else None
-            record._perturbed_loss = sum(loss * share for loss, share in perturbed) if perturbed else None
-        return losses[0][0] if len(parts) == 1 else sum(loss * share for loss, share in losses)
+        self.clear()
+        for param, grad in total.items():
+            param.grad = grad
+        record._loss = sum(clean) if clean else None
+        record._perturbed_loss = sum(perturbed) if perturbed else None
+        return sum(returned)
 
     def _batch_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
         batching = self.method.batching
@@ -239,9 +238,10 @@ class Run:
         return loss
 
     def _first(self, look: Look, ascend: Closure) -> tuple[Loss, bool]:
-        with nullcontext(False) if not self.active or self.method.one_pass else look.only_what_moves() as cheap:
-            with nullcontext() if self.outputs is None or not self.active else self.outputs.take():
-                return first_pass(ascend), cheap
+        saves = self.active and not self.method.one_pass
+        outputs = self.outputs.take() if self.outputs is not None and self.active else nullcontext()
+        with look.only_what_moves() if saves else nullcontext(False) as cheap, outputs:
+            return first_pass(ascend), cheap
 
     @staticmethod
     def _close(look: Look) -> None:

@@ -129,8 +129,9 @@ class Schedule:
 class AdaptiveSchedule(Schedule):
     """Perturb where the gradient is larger than usual: AE-SAM (Jiang et al., ICLR 2023).
 
-    With ``mu <- delta mu + (1 - delta) ||g||^2`` and ``var <- delta var + (1 - delta) (||g||^2 - mu)^2``, from 0, a step
-    perturbs iff ``||g||^2 >= mu + c sqrt(var)``, where ``c = (t/T) lambda_1 + (1 - t/T) lambda_2`` falls over training.
+    With ``mu <- delta mu + (1 - delta) ||g||^2`` and ``var <- delta var + (1 - delta) (||g||^2 - mu)^2``, from 0, a
+    step perturbs iff ``||g||^2 >= mu + c sqrt(var)``, where ``c = (t/T) lambda_1 + (1 - t/T) lambda_2`` falls over
+    training.
     The decision reads one number from the device in each step.
 
     Attributes:
@@ -159,9 +160,9 @@ class AdaptiveSchedule(Schedule):
     def accepts(self, squared_norm: float, step: int, group: dict[str, Any]) -> bool:  # noqa: D102
         if not math.isfinite(squared_norm) or self.total_steps is None:
             return False
-        mean = self.delta * group.get("sam_mean", 0.0) + (1 - self.delta) * squared_norm
+        mean = self.delta * float(group.get("sam_mean", 0.0)) + (1 - self.delta) * squared_norm
         deviation = (squared_norm - mean) ** 2
-        variance = self.delta * group.get("sam_variance", 0.0) + (1 - self.delta) * deviation
+        variance = self.delta * float(group.get("sam_variance", 0.0)) + (1 - self.delta) * deviation
         group["sam_mean"], group["sam_variance"] = mean, variance
         done = min(1.0, step / self.total_steps)
         threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)

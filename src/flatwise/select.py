@@ -32,7 +32,9 @@ class Selection:
 
     def moving(self, params: Iterable[Tensor]) -> list[Tensor]:
         """Return those that move."""
-        return [p for p in params if self._moving is None or p in self._moving]
+        if self._moving is None:
+            return list(params)
+        return [p for p in params if p in self._moving]
 
     def split(self, params: Iterable[Tensor], *, adaptive: bool) -> list[tuple[list[Tensor], bool]]:
         """Return those that move in parts, each with whether it is scaled."""
@@ -66,7 +68,8 @@ def select(ascent: GradientAscent, model: Module | None) -> Selection:
     if model is None:
         option = f"only={ascent.only!r}" if ascent.only != "all" else f"scaled={ascent.scaled!r}"
         raise ValueError(f"{option} must know which parameter belongs to what: pass model=model")
-    perturbed = scaled = None
+    perturbed: list[Tensor] | None = None
+    scaled: list[Tensor] | None = None
     if ascent.only == "norm":
         perturbed = [p for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)]
         if not perturbed:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch.optim import Optimizer
 
@@ -67,7 +67,7 @@ class Variant:
     direction: type[Direction] = Gradient
     descent: type[Descent] = PerturbedGradient
     schedule: type[Schedule] = Schedule
-    own: type[Optimizer] | None = None
+    own: type[BSAM] | None = None
 
 
 def _options(**options: Any) -> Mapping[str, Any]:
@@ -118,13 +118,14 @@ _ROWS = (
             "weak: one group", descent=WeightedSharpness),
     Variant("stable", "gives g' the length of g", ("descent",), 0.05, _WIDE, "2",
             "Tan et al., JMLR 2025", "weak: one group", descent=Renormalised),
-    Variant("gsam", "removes what of g is orthogonal to g'; rho follows the learning rate", ("descent", "schedule"), 0.6,
-            (0.04, 0.6), "2", "Zhuang et al., ICLR 2022 (radii of the ViT recipe)", "fair: used in practice",
+    Variant("gsam", "removes what of g is orthogonal to g'; rho follows the learning rate", ("descent", "schedule"),
+            0.6, (0.04, 0.6), "2", "Zhuang et al., ICLR 2022 (radii of the ViT recipe)", "fair: used in practice",
             _options(rho_min=0.1), descent=SurrogateGap),
-    Variant("second-order", "keeps the term that SAM drops", ("descent",), 0.05, _WIDE, "2 + one Hessian-vector product",
-            "Foret et al., section 3", "weak: no gain in the paper", _options(second_order=True)),
+    Variant("second-order", "keeps the term that SAM drops", ("descent",), 0.05, _WIDE,
+            "2 + one Hessian-vector product", "Foret et al., section 3", "weak: no gain in the paper", _options(second_order=True)),
     Variant("functional", "Jacobian at w + eps, output gradient from w", ("descent",), 0.05, _WIDE, "2",
-            "Singh et al., ICML 2025", "fair: one group, language models", needs=("model",), descent=FunctionalGradient),
+            "Singh et al., ICML 2025", "fair: one group, language models", needs=("model",),
+            descent=FunctionalGradient),
     Variant("looksam", "reuses the orthogonal part of g' between SAM steps", ("descent", "schedule"), 0.1, (0.05, 1.0),
             "1 + 1/every", "Liu et al., CVPR 2022 (alpha 0.1 as independent groups find, not the paper's 0.7)",
             "fair: replicated with another alpha", _options(every=5), memory="1", descent=ReusedPart),
@@ -192,7 +193,15 @@ def _fields(kind: type, *without: str) -> set[str]:
 _PASSED = ("rho", "model", "fresh_masks", "ascent", "descent", "schedule", "batching")
 
 
-def create(name: str, base_optimizer: Any, **options: Any) -> Any:
+@overload
+def create(name: Literal["bsam"], base_optimizer: Any, **options: Any) -> BSAM: ...  # type: ignore[overload-overlap]
+
+
+@overload
+def create(name: str, base_optimizer: Optimizer, **options: Any) -> SAM: ...
+
+
+def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
     """Make the optimizer of a method.
 
     Options of every slot are given flat: those of the ball (``p``, ``adaptive``, ``eta``, ``scope``, ``normalised``),
@@ -268,7 +277,7 @@ def _unknown(name: str, unknown: list[str], known: list[str]) -> str:
     return f"{name!r} got unknown options: {', '.join(parts)}. Known: {', '.join(known)}"
 
 
-def _create_own(kind: type[Optimizer], base: Any, options: dict[str, Any]) -> Optimizer:
+def _create_own(kind: type[BSAM], base: Any, options: dict[str, Any]) -> BSAM:
     if isinstance(base, Optimizer):
         shared = ("params", "lr", "weight_decay", "initial_lr", "param_names")
         base = [{k: v for k, v in group.items() if k in shared} for group in base.param_groups]
