@@ -164,21 +164,20 @@ class BSAM(Optimizer):
             record._perturbed_loss = later_pass(run)
             record.passes, record.closure_calls = 2.0, 2
         finally:
-            try:
-                self._close(displacement)
-            except BaseException:
-                self._close(displacement)  # interrupted: what is restored must be restored whole
-                raise  # noqa: DOC503
+            self._close(displacement)
         self._update(first, record)
         for group in self.param_groups:
             group[_STEP] += 1
         return loss
 
     def _close(self, displacement: Displacement) -> None:
-        displacement.undo()
-        torch.clear_autocast_cache()
-        self._guard.end()
-        self._guard.leave_step()
+        try:
+            displacement.undo()
+        finally:
+            displacement.undo()  # interrupted: what is restored must be restored whole
+            torch.clear_autocast_cache()
+            self._guard.end()
+            self._guard.leave_step()
 
     def _state(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         state = self.state[param]

@@ -122,7 +122,8 @@ _ROWS = (
             0.6, (0.04, 0.6), "2", "Zhuang et al., ICLR 2022 (radii of the ViT recipe)", "fair: used in practice",
             _options(rho_min=0.1), descent=SurrogateGap),
     Variant("second-order", "keeps the term that SAM drops", ("descent",), 0.05, _WIDE,
-            "2 + one Hessian-vector product", "Foret et al., section 3", "weak: no gain in the paper", _options(second_order=True)),
+            "2 + one Hessian-vector product", "Foret et al., section 3", "weak: no gain in the paper",
+            _options(second_order=True)),
     Variant("functional", "Jacobian at w + eps, output gradient from w", ("descent",), 0.05, _WIDE, "2",
             "Singh et al., ICML 2025", "fair: one group, language models", needs=("model",),
             descent=FunctionalGradient),
@@ -194,7 +195,7 @@ _PASSED = ("rho", "model", "fresh_masks", "ascent", "descent", "schedule", "batc
 
 
 @overload
-def create(name: Literal["bsam"], base_optimizer: Any, **options: Any) -> BSAM: ...  # type: ignore[overload-overlap]
+def create(name: Literal["bsam"], base_optimizer: Any, **options: Any) -> BSAM: ...
 
 
 @overload
