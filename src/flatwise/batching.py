@@ -108,10 +108,12 @@ def largest(values: Tensor, fraction: float) -> Tensor:
         fraction: share of them.
 
     Returns:
-        Shape (max(1, round up of fraction * n),). NaN counts as largest, so that it is seen.
+        Shape (max(1, round up of fraction * n),). Of equal ones the first are taken, so that every rank and device
+        chooses alike. NaN counts as largest, so that it is seen.
     """
     chosen = math.ceil(round(fraction * values.numel(), 6))
-    return torch.topk(values.detach().nan_to_num(nan=math.inf), chosen).indices.sort().values
+    order = torch.argsort(values.detach().nan_to_num(nan=math.inf), descending=True, stable=True)
+    return order[:chosen].sort().values
 
 
 def pick(batch: Any, index: Tensor) -> Any:
