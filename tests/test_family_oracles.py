@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import family
 from tests.family_world import STEPS, AdamW, Momentum, World, batches, flat, network
 from torch.nn import functional as F
 
 import flatwise
+from oracles import family
 
 INF = float("inf")
 
@@ -67,13 +67,17 @@ def train(name: str, options: dict[str, Any], base: Any, lr: Any) -> tuple[list[
     if options.get("model") is True:
         options = {**options, "model": model}
     opt = flatwise.create(name, base.make(model, lr(0) if callable(lr) else lr), **options)
+    reduction = "none" if name in RANKS else "mean"
+
+    def loss_fn(batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)
+
     path = []
     for t, batch in enumerate(batches()):
         if callable(lr):
             opt.param_groups[0]["lr"] = lr(t)
         torch.manual_seed(1000 + t)
-        reduction = "none" if name in RANKS else "mean"
-        opt.step(lambda b: F.cross_entropy(model(b[0]), b[1], reduction=reduction), batch)
+        opt.step(loss_fn, batch)
         path.append(flat(model))
     return path, model, opt
 

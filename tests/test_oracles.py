@@ -180,7 +180,8 @@ def test_batches_of_every_size_follow_the_oracle(case: Case, sizes: tuple[int, .
     )
 
 
-# Of the registry, what these oracles cover (test_family_oracles.py has all): name -> options to give, and what the method is to the oracle.
+# Of the registry, what these oracles cover (test_family_oracles.py has all of it):
+# name -> options to give, and what the method is to the oracle.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sam": ({}, {}),
     "asam": ({}, {"adaptive": True, "eta": 0.01}),

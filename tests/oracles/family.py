@@ -1,7 +1,7 @@
 """The family, method by method, from the equations of its papers: slow, literal, on one flat vector of weights.
 
-A method is a function ``(world, rho, **options) -> step``; ``step(t, w, x, y)`` returns the vector that the base optimizer
-is given, the weights whose batch statistics count, and what is taken from the weights after the base's step.
+A method is a function ``(world, rho, **options) -> step``; ``step(t, w, x, y)`` returns the vector that the base
+optimizer is given, the weights whose batch statistics count, and what is taken from the weights after the base's step.
 """
 
 import math
