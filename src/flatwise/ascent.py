@@ -15,7 +15,6 @@ T = 1 is SAM, T = |w| + eta is ASAM; ``directions`` holds what may stand in for 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -115,14 +114,14 @@ class Ball:
         scale: float | Tensor
         if norm.device.type == "cpu":  # reading a number costs nothing here, and saves launches
             usable = 0 < float(norm) < math.inf
-            scale = self._scale(weights, grads, norm) if usable else 0.0
+            scale = 1 / float(self._directed(weights, grads, norm)) if usable else 0.0
         else:
             fine = torch.isfinite(norm) & (norm > 0)
-            scale = torch.where(fine, self._scale(weights, grads, torch.where(fine, norm, 1)), 0)
-        return Climb(float(scale) if norm.device.type == "cpu" else scale, norm, group_norms)
+            scale = torch.where(fine, 1 / self._directed(weights, grads, torch.where(fine, norm, 1)), 0)
+        return Climb(scale, norm, group_norms)
 
-    def _scale(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
-        """Overwrite the gradients with the direction, and return what it is to be multiplied with."""
+    def _directed(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+        """Overwrite the gradients with the direction, up to the divisor that is returned."""
         if self.scope == "tensor":
             one = replace(self, scope="all")
             for ws, gs in zip(weights, grads, strict=True):
@@ -130,14 +129,13 @@ class Ball:
                     g.mul_(one.climb([ws[index : index + 1]], [[g]]).scale)
             return torch.ones_like(norm)
         divisor = self._direct(weights, grads, norm)
-        # Divided in double precision, as a Python number would be; the cast back happens where it is used.
-        if not self.normalised:
-            return torch.ones_like(norm)
-        return 1 / divisor.double() if divisor.device.type == "cpu" else 1 / divisor
+        return divisor if self.normalised else torch.ones_like(norm)
 
     def _packs(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
-        """Pack tensors; whole ones where T is a property of their rows."""
-        return packs(weights, grads, limit=sys.maxsize) if self.adaptive == "filter" else packs(weights, grads)
+        """Pack tensors; whole ones, one by one, where T is a property of their rows."""
+        if self.adaptive == "filter":
+            return [([w], [g]) for w, g in zip(weights, grads, strict=True) if g.numel()]
+        return packs(weights, grads)
 
     def _dual_norm(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
         """Return ``||Tg||_q`` and leave the gradients alone: they may turn out to be of no use."""
@@ -157,7 +155,7 @@ class Ball:
         return divisor
 
     def scaling(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        """Return T for each tensor of weights (of gradients, for ``"fisher"``), in its shape."""
+        """Return T for each tensor of weights (of gradients, for ``"fisher"``), in a shape that broadcasts to its own."""
         if self.adaptive == "filter":
             scales = [_filter_norms(w) for w in sources]
         elif self.adaptive == "fisher":
@@ -249,11 +247,11 @@ class Ball:
 
 
 def _filter_norms(w: Tensor) -> Tensor:
-    """Return the norm of each slice of the first dimension, spread over the shape of ``w``."""
+    """Return the norm of each slice of the first dimension, in a shape that broadcasts to that of ``w``."""
     if w.dim() < 2:
         return w.abs()
     norms: Tensor = torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
-    return norms.expand_as(w)
+    return norms
 
 
 @dataclass(frozen=True)
