@@ -155,7 +155,7 @@ class Ball:
         return divisor
 
     def scaling(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        """Return T for each tensor of weights (of gradients, for ``"fisher"``), in a shape that broadcasts to its own."""
+        """Return T for each tensor of weights (of gradients, for ``"fisher"``), in a shape that broadcasts."""
         if self.adaptive == "filter":
             scales = [_filter_norms(w) for w in sources]
         elif self.adaptive == "fisher":
