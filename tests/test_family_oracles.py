@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_world import STEPS, AdamW, Momentum, World, batches, flat, network
+from tests.family_world import RANKS, STEPS, AdamW, Momentum, World, batches, flat, network
 from torch.nn import functional as F
 
 import flatwise
@@ -53,7 +53,6 @@ ORACLES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("k-sam", {}, family.k_sam, {}),
     ("esam-sds", {}, family.esam_sds, {}),
 ]
-RANKS = ("k-sam", "esam-sds")
 
 
 def lr_of(name: str) -> Any:
