@@ -68,12 +68,13 @@ class Direction:
         """
         return iter(())
 
-    def learn(self, params: Sequence[Tensor], memory: Memory) -> None:
+    def learn(self, params: Sequence[Tensor], memory: Memory, finite: Tensor | bool | None) -> None:
         """Take from ``.grad`` what the next step needs, after the last pass.
 
         Args:
             params: all parameters.
             memory: what the method remembers.
+            finite: whether the gradients are; on the CPU those that are not have been removed.
         """
 
 
@@ -220,10 +221,15 @@ class PreviousGradient(Direction):
                 yield Piece(real(param.detach()), value, param, value, shared=True)
 
     @torch.no_grad()
-    def learn(self, params: Sequence[Tensor], memory: Memory) -> None:  # noqa: D102
+    def learn(self, params: Sequence[Tensor], memory: Memory, finite: Tensor | bool | None) -> None:  # noqa: D102
         for param in params:
-            if param.grad is not None:
-                memory.keep(param, "gradient", real(param.grad))
+            if param.grad is None:
+                continue
+            grad, known = real(param.grad), memory.get(param, "gradient")
+            if isinstance(finite, Tensor):  # an accelerator's verdict is not read: a withheld step teaches nothing
+                last = torch.zeros_like(grad) if known is None else known
+                grad = torch.where(finite.to(grad.device), grad, last)
+            memory.keep(param, "gradient", grad)
 
 
 @dataclass(frozen=True)

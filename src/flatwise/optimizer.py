@@ -507,9 +507,10 @@ class SAM(Optimizer):
             )
         if self._unchecked:
             self._unchecked = False
-            if self.last.rho:
-                self._ascent.direction.learn([p for g in self.param_groups for p in g["params"]], self._memory)
             self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last, self._late)
+            if self.last.rho:
+                params = [p for g in self.param_groups for p in g["params"]]
+                self._ascent.direction.learn(params, self._memory, self.last._finite)
 
     def _after_base_step(self, *_: Any) -> None:
         if self._verdict_left:
