@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_cases import BASES, DECAY, LR, MOMENTUM, Path, batches, run_fast, run_oracle
+from tests.family_cases import BASES, DECAY, LR, MOMENTUM, Path, batches, network, run_fast, run_oracle
 from torch import Tensor
 
+import flatwise
+from flatwise.directions import PreviousGradient
+from flatwise.memory import Memory
 from oracles import family_ascent as paper
 
 # name -> method of flatwise, its options, the oracle, the oracle's options (without the radius, which both are given).
@@ -17,11 +20,18 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "sam": ("sam", {"rho": 0.1}, paper.sam, {}),
     "usam": ("usam", {"rho": 0.2}, paper.usam, {}),
     "sam-on": ("sam-on", {"rho": 0.5, "model": True}, paper.sam_on, {}),
+    "sam-on, adaptive": (
+        "sam-on",
+        {"rho": 0.5, "model": True, "adaptive": True, "eta": 0.01},
+        paper.sam_on,
+        {"adaptive": True},
+    ),
     "layerwise": ("layerwise", {"rho": 0.05}, paper.layerwise, {}),
     "filterwise": ("filterwise", {"rho": 0.1}, paper.filterwise, {"eta": 0.01}),
     "filterwise, eta": ("filterwise", {"rho": 0.1, "eta": 0.3}, paper.filterwise, {"eta": 0.3}),
     "msam": ("msam", {"rho": 0.3}, paper.msam, {}),
     "adaptive-msam": ("adaptive-msam", {"rho": 0.3}, paper.msam, {"adaptive": True, "eta": 0.01}),
+    "msam, norm layers": ("msam", {"rho": 0.3, "only": "norm", "model": True}, paper.msam, {"only_norm": True}),
     "stale": ("stale", {"rho": 0.1}, paper.stale, {}),
     "random": ("random", {"rho": 0.05}, paper.random, {}),
     "random, seed": ("random", {"rho": 0.05, "noise_seed": 7}, paper.random, {"noise_seed": 7}),
@@ -115,3 +125,22 @@ def test_a_step_that_is_not_finite_is_as_if_it_never_was(case: str, base: str) -
     path = fast(case, base, data=data)
     assert torch.equal(path.weights[NAN_STEP], path.weights[NAN_STEP - 1])
     path.assert_close(expected, buffers=False)  # the statistics have seen the batch, as without flatwise
+
+
+@pytest.mark.parametrize("name", ["msam", "adaptive-msam"])
+def test_a_base_without_momentum_is_refused_by_name(name: str) -> None:
+    for base in (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adafactor):
+        with pytest.raises(ValueError, match=f"momentum .* this {base.__name__} has none"):
+            flatwise.create(name, base(network().parameters(), lr=0.1))
+    both = [{"params": [torch.nn.Parameter(torch.ones(2))], "momentum": m} for m in (0.9, 0.0)]
+    with pytest.raises(ValueError, match="SGD has none"):
+        flatwise.create(name, torch.optim.SGD(both, lr=0.1))
+
+
+def test_an_accelerators_withheld_gradient_is_not_remembered() -> None:
+    """There the verdict is a tensor that nobody reads; here it is handed over by hand."""
+    weight, memory, direction = torch.nn.Parameter(torch.ones(3)), Memory(), PreviousGradient()
+    for verdict, grad, kept in ((False, math.nan, 0.0), (True, 2.0, 2.0), (False, math.inf, 2.0), (True, 3.0, 3.0)):
+        weight.grad = torch.full((3,), grad)
+        direction.learn([weight], memory, torch.tensor(verdict))
+        assert torch.equal(next(direction.offer([weight], memory, None, 0)).grad, torch.full((3,), kept))

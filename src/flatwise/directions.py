@@ -191,7 +191,7 @@ class Momentum(Direction):
     sign: ClassVar[float] = -1.0
 
     def check_base(self, base: Optimizer) -> None:  # noqa: D102
-        if not all(group.get("momentum") or "betas" in group or "beta2_decay" in group for group in base.param_groups):
+        if not all(group.get("momentum") or "betas" in group for group in base.param_groups):
             raise ValueError(
                 f"climbing against the momentum needs a base optimizer that has one, and this {type(base).__name__} "
                 "has none: give it momentum=0.9, or use one of the Adam family"

@@ -231,8 +231,9 @@ class Look:
             and not (method.descent.needs_clean or method.schedule.needs_norm or method.descent.adds_term)
             and not (torch.distributed.is_available() and torch.distributed.is_initialized())
         )
-        moving = set(method.selection.moving(self._params())) if cheap else set()
-        still = [p for p in self._params() if p.requires_grad and p not in moving] if cheap else []
+        moving = {p for p in method.selection.moving(self._params()) if p.requires_grad} if cheap else set()
+        # Where all that would move is frozen, nothing would be left to differentiate.
+        still = [p for p in self._params() if p.requires_grad and p not in moving] if moving else []
         try:
             for param in still:
                 param.requires_grad_(False)

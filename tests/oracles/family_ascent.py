@@ -73,16 +73,14 @@ def asam(rho, eta=0.01, scaled="all"):
     return climb(epsilon)
 
 
-def sam_on(rho):
+def sam_on(rho, adaptive=False, eta=0.01):
     """Mueller et al. (NeurIPS 2023): only normalisation layers move, and the norm is over these alone."""
 
     def epsilon(w, g, L):
-        squares = sum((part**2).sum() for part, inside in zip(L.cut(g), L.in_norm, strict=True) if inside)
-        length = squares.sqrt()
-        return join(
-            rho * part / length if inside else torch.zeros_like(part)
-            for part, inside in zip(L.cut(g), L.in_norm, strict=True)
-        )
+        T = w.abs() + eta if adaptive else torch.ones_like(w)
+        rows = list(zip(L.cut(T), L.cut(g), L.in_norm, strict=True))
+        length = norm(join(t * part for t, part, inside in rows if inside))
+        return join(rho * t**2 * part / length if inside else torch.zeros_like(part) for t, part, inside in rows)
 
     return climb(epsilon)
 
@@ -163,13 +161,15 @@ def multi_step(rho, n=2):
 # One gradient per step
 
 
-def msam(rho, adaptive=False, eta=0.01):
+def msam(rho, adaptive=False, eta=0.01, only_norm=False):
     """Becker, Altrock, Risse (2024): eps = -rho v / ||v||; with T = |w| + eta, -rho T^2 v / ||T v||."""
 
     def rule(w, L, base):
-        v = base.momentum
-        if v is None:
+        if base.momentum is None:
             return base.step(w, L.gradient(w))
+        v = base.momentum
+        if only_norm:
+            v = join(p if inside else torch.zeros_like(p) for p, inside in zip(L.cut(v), L.in_norm, strict=True))
         T = w.abs() + eta if adaptive else torch.ones_like(w)
         eps = -rho * T**2 * v / norm(T * v)
         return base.step(w, L.gradient(w + eps))
