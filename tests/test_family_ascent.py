@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_cases import BASES, DECAY, LR, MOMENTUM, Path, batches, network, run_fast, run_oracle
+from tests.family_paths import BASES, DECAY, LR, MOMENTUM, Path, batches, network, run_fast, run_oracle
 from torch import Tensor
 
 import flatwise

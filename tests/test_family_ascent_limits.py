@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.core_cases import assert_same, snapshot
-from tests.family_cases import BASES, FEATURES, Path, base_of, batches, network, reseed, run_fast
+from tests.family_paths import BASES, FEATURES, Path, base_of, batches, network, reseed, run_fast
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
