@@ -1,4 +1,4 @@
-"""One grid of checks that every method of the registry joins by being there."""
+"""One grid of checks for the whole registry: every row joins by its name."""
 
 from __future__ import annotations
 
@@ -6,343 +6,503 @@ import copy
 import io
 import math
 import pickle
-import warnings
-from collections.abc import Callable
-from typing import Any
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from tests.family_world import RANKS, batches, needed, network
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-import flatwise
-from flatwise import SAM
-
-NAMES = flatwise.list_variants()
-OURS = [name for name in NAMES if name != "bsam"]
-ONE_PASS = [name for name in OURS if not flatwise.variant_info(name).direction.uses_gradient]
-# A step of these is not two passes over the whole batch in the closure forms.
-NEED_A_BATCH = ["m-sam", "quarter", "k-sam", "esam-sds"]
-OWN_GRADIENTS = [*NEED_A_BATCH, "multi-step", "second-order", "functional"]
-
-BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda params: torch.optim.SGD(params, lr=0.05),
-    "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=1e-3),
-    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01),
-}
-
-
-def make(name: str, base: str = "momentum", model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, Any]:
-    model = network(dtype=torch.float32) if model is None else model
-    return model, flatwise.create(name, BASES[base](model.parameters()), **{**needed(name, model, 12), **options})
-
-
-def loss_of(name: str, model: nn.Module) -> Callable[[Any], Tensor]:
-    reduction = "none" if name in RANKS else "mean"
-    return lambda batch: F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)
-
-
-def train(name: str, model: nn.Module, opt: Any, first: int = 0, last: int = 12) -> None:
-    for t, batch in enumerate(batches(12, torch.float32)):
-        if first <= t < last:
-            torch.manual_seed(t)
-            opt.step(loss_of(name, model), batch)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(got[key], value), key
-
-
-def bases_for(name: str) -> list[str]:
-    if name == "bsam":
-        return ["sgd"]
-    return ["momentum", "adamw"] if name in ("msam", "adaptive-msam") else list(BASES)
-
-
-@pytest.mark.parametrize(("name", "base"), [(name, base) for name in NAMES for base in bases_for(name)])
-@pytest.mark.parametrize("stop", [1, 6])
-def test_resuming_is_never_having_stopped(name: str, base: str, stop: int) -> None:
-    model, opt = make(name, base)
-    train(name, model, opt)
-    first, before = make(name, base)
-    train(name, first, before, last=stop)
-    file = io.BytesIO()
-    torch.save({"model": first.state_dict(), "opt": before.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    second, after = make(name, base)
-    train(name, second, after, last=2)  # what is there is replaced
-    second.load_state_dict(saved["model"])
-    after.load_state_dict(saved["opt"])
-    train(name, second, after, first=stop)
-    assert_equal(state(second), state(model))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deep", "pickle"]
+from tests import family_cases
+from tests.core_cases import Held, assert_same, batch, same, snapshot, with_batchnorm, with_dropout
+from tests.family_cases import (
+    BASES,
+    NAMES,
+    NAMES_AND_BASES,
+    STEPS,
+    WRAPPED,
+    bases_of,
+    loss_of,
+    make,
+    options_of,
+    parts_of,
+    ranks,
+    splits,
+    train,
 )
-def test_a_copy_goes_on_alike(name: str, copied: Any) -> None:
-    model, opt = make(name)
-    train(name, model, opt, last=6)
-    twin, other = copied((model, opt))
-    if name == "functional":
-        with pytest.raises(RuntimeError, match="make the optimizer anew with model=model"):
-            train(name, twin, other, first=6)
-        return
-    train(name, model, opt, first=6)
-    expected = state(model)
-    train(name, twin, other, first=6)
-    assert_equal(state(twin), expected)
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+
+from flatwise import variant_info
+from flatwise.directions import Gradient, Momentum
+
+LR = 0.1
 
 
+def through_a_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def test_a_row_that_needs_an_unknown_option_says_where_to_add_it(monkeypatch):
+    monkeypatch.delitem(family_cases.NEEDED, "p")
+    with pytest.raises(pytest.fail.Exception, match=r"'lp' needs p: add a value to NEEDED in tests/family_cases.py"):
+        options_of("lp", nn.Linear(1, 1))
+
+
+# Saving, copying
+
+
+@pytest.mark.parametrize(("name", "base"), NAMES_AND_BASES)
+def test_resuming_equals_never_having_stopped(name, base):
+    straight = with_dropout()
+    opt = make(name, straight, base)
+    torch.manual_seed(7)
+    expected = train(name, straight, opt, range(STEPS), lr=LR)
+
+    first = with_dropout()
+    first_opt = make(name, first, base)
+    torch.manual_seed(7)
+    seen = train(name, first, first_opt, range(7), lr=LR)
+    saved = through_a_file({"model": first.state_dict(), "opt": first_opt.state_dict(), "rng": torch.get_rng_state()})
+    second = with_dropout(seed=99)
+    second_opt = make(name, second, base)
+    second.load_state_dict(saved["model"])
+    second_opt.load_state_dict(saved["opt"])
+    torch.set_rng_state(saved["rng"])
+    seen += train(name, second, second_opt, range(7, STEPS), lr=LR)
+    assert_same(seen, expected)
+    assert_same(snapshot(second), snapshot(straight))
+    assert_same(second_opt.state_dict(), opt.state_dict())
+    assert second_opt.last.step == STEPS - 1
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gradient_of_zero(name: str) -> None:
-    model, opt = make(name, "sgd") if name not in ("msam", "adaptive-msam") else make(name)
-    x, y = batches(1, torch.float32)[0]
-    for _ in range(3):
-        opt.step(lambda b: 0 * loss_of(name, model)(b), (x, y))
-        assert all(p.isfinite().all() for p in model.parameters())
-    train(name, model, opt, last=4)
-    assert all(p.isfinite().all() for p in model.parameters())
+def test_a_copy_with_its_model_goes_on_the_same(name, way):
+    model = with_dropout()
+    opt = make(name, model)
+    train(name, model, opt, range(7), lr=LR)
+    pair = (model, opt)
+    twin, twin_opt = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    if variant_info(name).descent.needs_output:  # it looks at the module itself, which an optimizer does not copy
+        with pytest.raises(RuntimeError, match=r"make the optimizer anew with model=model, and load_state_dict\(\)"):
+            train(name, twin, twin_opt, [7])
+        state = twin_opt.state_dict()
+        twin_opt = make(name, twin)
+        twin_opt.load_state_dict(state)
+    torch.manual_seed(8)
+    expected = train(name, model, opt, range(7, STEPS), lr=LR)
+    before = snapshot(model)
+    torch.manual_seed(8)
+    assert_same(train(name, twin, twin_opt, range(7, STEPS), lr=LR), expected)
+    assert_same(snapshot(twin), before)
+    assert_same(snapshot(model), before)
+    assert_same(twin_opt.state_dict(), opt.state_dict())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("step", [0, 5])
-def test_a_gradient_that_is_not_finite(name: str, step: int) -> None:
-    model, opt = make(name)
-    train(name, model, opt, last=step)
-    before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    x, y = batches(1, torch.float32)[0]
-    opt.step(lambda b: math.nan * loss_of(name, model)(b), (x, y))
-    assert not opt.last.updated
-    assert opt.last.reason == "non-finite update"
-    assert_equal({key: p.detach() for key, p in model.named_parameters()}, before)
-    train(name, model, opt, first=step, last=step + 5)
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert opt.last.updated
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sets_of_gradients_that_change(name: str) -> None:
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.extra, self.never = network(dtype=torch.float32), nn.Linear(3, 3), nn.Linear(3, 3)
-            self.use = True
-
-        def forward(self, x: Tensor) -> Tensor:
-            out = self.body(x)
-            return self.extra(out) if self.use else out
-
-    model = Sometimes()
-    untouched = model.never.weight.detach().clone()
-    _, opt = make(name, "momentum", model)
-    for t, batch in enumerate(batches(10, torch.float32)):
-        model.use = t % 2 == 0
-        if t == 6:
-            model.body[0].bias.requires_grad_(False)
-        opt.zero_grad()
-        opt.step(loss_of(name, model), batch)
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert torch.equal(model.never.weight, untouched)
-    assert model.body[0].weight.requires_grad
-
-
-CALLS = {
-    **dict.fromkeys(ONE_PASS, 10), "multi-step": 30, "second-order": 30, "looksam": 12, "every-k": 12, "late": 11,
-    "warmup-off": 17, "m-sam": 60, "k-sam": 30, "esam-sds": 30,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_function_is_called_as_often_as_said(name: str) -> None:
-    model = network(dtype=torch.float32)
-    opt = flatwise.create(name, BASES["momentum"](model.parameters()), **needed(name, model, 10))
-    calls, said, active = 0, 0, 0
-
-    def loss_fn(batch: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return loss_of(name, model)(batch)
-
-    for batch in batches(10, torch.float32):
-        opt.step(loss_fn, batch)
-        said += opt.last.closure_calls
-        active += opt.last.reason != "schedule"
-    assert calls == said
-    assert calls == (10 + active if name in ("ae-sam", "bernoulli") else CALLS.get(name, 20))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_buffers_and_random_state_are_those_of_one_pass(name: str) -> None:
-    model, opt = make(name)
-    plain = copy.deepcopy(model)
-    x, y = batches(1, torch.float32)[0]
-    torch.manual_seed(3)
-    opt.step(loss_of(name, model), (x, y))
-    after = torch.get_rng_state()
-    torch.manual_seed(3)
-    parts = torch.split(x, 5) if name == "m-sam" else (x,)
-    for part in parts:
-        plain(part)
-    if name != "quarter":  # whose first pass sees a part
-        assert torch.equal(after, torch.get_rng_state())
-        if name not in (*ONE_PASS, "bsam"):  # whose one pass is elsewhere
-            assert torch.equal(model[1].running_mean, plain[1].running_mean)
-            assert torch.equal(model[1].running_var, plain[1].running_var)
-    assert model[1].num_batches_tracked == len(parts)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_learning_rate_schedulers_work_without_warnings(name: str) -> None:
-    model, opt = make(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10)
-        for batch in batches(5, torch.float32):
-            opt.step(loss_of(name, model), batch)
-            scheduler.step()
-    assert opt.param_groups[0]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi / 2)) / 2)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtypes_stay(name: str, dtype: torch.dtype) -> None:
-    model = network(dtype=dtype)
-    _, opt = make(name, "momentum", model)
-    for batch in batches(6, dtype):
-        opt.step(loss_of(name, model), batch)
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_without_a_radius_it_is_the_base(name: str) -> None:
-    options = {"rho_min": 0.0} if name == "gsam" else {}
-    model, opt = make(name, rho=0.0, **options)
-    plain, base = network(dtype=torch.float32), None
-    base = BASES["momentum"](plain.parameters())
-    for t, batch in enumerate(batches(6, torch.float32)):
-        torch.manual_seed(t)
-        opt.step(loss_of(name, model), batch)
-        assert opt.last.reason == "zero radius"
-        torch.manual_seed(t)
-        if name == "m-sam":
-            continue
-        base.zero_grad()
-        F.cross_entropy(plain(batch[0]), batch[1]).backward()
-        base.step()
-    if name != "m-sam":  # whose batch statistics are those of the parts
-        assert_equal(state(model), state(plain))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_loss_function_that_raises_leaves_the_weights(name: str, call: int) -> None:
-    model, opt = make(name)
-    train(name, model, opt, last=5)
-    before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    addresses = [p.data_ptr() for p in model.parameters()]
-    calls = 0
-
-    def loss_fn(batch: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return loss_of(name, model)(batch)
-
-    try:
-        opt.step(loss_fn, batches(1, torch.float32)[0])
-    except KeyboardInterrupt:
-        assert_equal({key: p.detach() for key, p in model.named_parameters()}, before)
-        assert all(p.requires_grad for p in model.parameters())
-    else:
-        assert calls < call
-    assert [p.data_ptr() for p in model.parameters()] == addresses
-    opt.zero_grad()
-    train(name, model, opt, first=5)
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_checkpoints_of_the_plain_base(name: str) -> None:
-    model, opt = make(name)
-    train(name, model, opt, last=6)
+@pytest.mark.parametrize(("name", "base"), [row for row in NAMES_AND_BASES if row[0] in WRAPPED])
+def test_checkpoints_of_the_plain_base_go_both_ways(name, base):
+    plain_model, model = with_dropout(), with_dropout()
+    plain = BASES[base](plain_model)
+    for step in range(3):
+        plain.zero_grad()
+        F.cross_entropy(plain_model(batch(step)[0]), batch(step)[1]).backward()
+        plain.step()
+    opt = make(name, model, base)
+    radius = opt.param_groups[0]["rho"]
+    model.load_state_dict(plain_model.state_dict())
+    opt.load_state_dict(through_a_file(plain.state_dict()))
+    assert opt.param_groups[0]["rho"] == radius
+    train(name, model, opt, range(STEPS))
     saved = opt.base_state_dict()
-    assert not any(key.startswith("sam_") or key == "rho" for group in saved["param_groups"] for key in group)
-    assert not any(key.startswith("sam_") for entries in saved["state"].values() for key in entries)
-    plain = BASES["momentum"](network(dtype=torch.float32).parameters())
-    plain.load_state_dict(saved)
-    other, fresh = make(name)
-    fresh.load_state_dict(plain.state_dict())
-    assert fresh.param_groups[0]["rho"] == flatwise.variant_info(name).rho
-    train(name, other, fresh, last=3)
+    names = [key for group in saved["param_groups"] for key in group]
+    names += [key for entries in saved["state"].values() for key in entries]
+    assert not [key for key in names if key.startswith("sam_") or key == "rho"]
+    fresh = BASES[base](with_dropout())
+    fresh.load_state_dict(through_a_file(saved))
+    assert set(fresh.state_dict()["param_groups"][0]) == set(plain.state_dict()["param_groups"][0])
+    assert_same(fresh.state_dict()["state"], opt.base_optimizer.state_dict()["state"])
 
 
-def by_closure(opt: SAM, loss: Callable[[], Tensor]) -> None:
-    def closure() -> Tensor:
+# Gradients of all kinds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_zero_gradient_does_no_harm(name):
+    model = with_dropout()
+    opt = make(name, model)
+    train(name, model, opt, range(10))
+    opt.step(loss_of(name, model, 0.0), batch(10))
+    row = variant_info(name)
+    if row.direction is Gradient and row.own is None and opt.last.reason != "schedule":
+        assert opt.last.reason == "zero gradient"
+        assert not opt.last.active
+    assert opt.last.updated
+    train(name, model, opt, range(11, 14))
+    assert all(bool(t.isfinite().all()) for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_non_finite_gradient_changes_nothing_but_the_record(name, factor):
+    model = with_dropout()
+    opt = make(name, model)
+    train(name, model, opt, range(10))
+    for step in (10, 11):
+        held = Held(model.parameters())
+        state = copy.deepcopy(opt.state_dict()["state"])
+        opt.step(loss_of(name, model, factor), batch(step))
+        held.assert_exact()
+        assert_same(opt.state_dict()["state"], state)
+        assert opt.last.reason == "non-finite update"
+        assert not opt.last.updated
+        assert not opt.last.active
+    losses = [loss for loss, _ in train(name, model, opt, range(12, 16))]
+    assert opt.last.updated
+    assert held.moved()
+    assert all(map(torch.isfinite, losses))
+    assert all(bool(t.isfinite().all()) for t in model.state_dict().values())
+
+
+class Branches(nn.Module):
+    """A parameter used in even steps only, one that is never used, one that is frozen later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.sometimes, self.never, self.frozen = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.even = True
+
+    def forward(self, x):
+        hidden = self.first(x) + self.frozen(x) + (self.sometimes(x) if self.even else 0)
+        return self.last(self.norm(hidden).relu())
+
+
+@pytest.mark.parametrize(("name", "base"), NAMES_AND_BASES)
+def test_the_set_of_gradients_may_change(name, base):
+    model = Branches()
+    opt = make(name, model, base)
+    start = snapshot(model)
+    for step in range(STEPS):
+        model.even = step % 2 == 0
+        if step == 7:
+            model.frozen.requires_grad_(False)
+            model.frozen.zero_grad()
+        before = snapshot(model)
+        opt.step(loss_of(name, model), batch(step))
+        after = snapshot(model)
+        still = {"sometimes": not model.even, "frozen": step >= 7, "never": True, "first": False, "norm": False}
+        for part, unchanged in still.items():
+            key = f"{part}.weight"
+            assert same(before[key], after[key]) == unchanged, (step, key)
+        assert all(bool(t.isfinite().all()) for t in after.values())
+        assert opt.last.updated
+    assert same(after["never.bias"], start["never.bias"])
+
+
+# Passes, buffers, random state
+
+PASSES = {
+    "sam-on": 2.0,
+    "multi-step": 3.0,
+    "second-order": 3.0,
+    "looksam": 1 + 3 / STEPS,
+    "every-k": 1 + 3 / STEPS,
+    "late": 1 + 1 / STEPS,
+    "warmup-off": 2 - 3 / STEPS,
+    "quarter": 1.25,
+    "k-sam": 1.0,
+    "esam-sds": 1.5,
+}
+"""Mean gradients per step over the 12 steps, in units of the batch, where the row has a formula."""
+CALLS = {"m-sam": 2.0 * 3, "quarter": 2.0, "k-sam": 3.0, "esam-sds": 3.0}
+"""Mean calls of the loss function, where they are not the passes: parts, and forward passes that rank samples."""
+DRAWN = ("bernoulli", "ae-sam")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_passes_and_calls_are_those_of_the_row(name):
+    model = with_dropout()
+    opt = make(name, model)
+    loss_fn, calls, passes, told, active = loss_of(name, model), [], 0.0, 0, 0
+    for step in range(STEPS):
+        opt.step(lambda part: calls.append(0) or loss_fn(part), batch(step))
+        passes += opt.last.passes
+        told += opt.last.closure_calls
+        active += opt.last.active
+    row = variant_info(name)
+    assert told == len(calls)
+    if name in DRAWN:
+        assert passes == len(calls) == STEPS + active
+        assert 0 < active < STEPS
+        return
+    known = PASSES.get(name) or (float(row.passes) if re.fullmatch(r"\d+", row.passes) else None)
+    assert known is not None, f"add the mean passes of {name!r} to PASSES: its row says {row.passes!r}"
+    assert passes / STEPS == pytest.approx(known)
+    assert len(calls) / STEPS == pytest.approx(CALLS.get(name, known))
+    if row.own is None and not row.direction.uses_gradient:
+        assert len(calls) == STEPS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_buffers_and_random_state_are_those_of_one_plain_pass(name):
+    model, twin = with_dropout(), with_dropout()
+    opt = make(name, model)
+    row, loss_fn = variant_info(name), loss_of(name, model)
+    at_w = row.own is None and row.direction.uses_gradient
+    displaced = 0
+    for step in range(STEPS):
+        before, rng = snapshot(model), torch.get_rng_state()
+        calls = []
+
+        def watched(part, calls=calls):
+            calls.append((part, [p.detach().clone() for p in model.parameters()]))
+            return loss_fn(part)
+
+        opt.step(watched, batch(step))
+        after = torch.get_rng_state()
+        # The pass that counts is the first one over each part, at the weights that it saw.
+        counted = calls[:: len(calls) // parts_of(name)]
+        assert len(counted) == parts_of(name)
+        torch.set_rng_state(rng)
+        twin.load_state_dict(before)
+        for part, weights in counted:
+            moved = not same(weights, [before[key] for key, _ in model.named_parameters()])
+            displaced += moved
+            assert not (moved and at_w)
+            for param, weight in zip(twin.parameters(), weights, strict=True):
+                param.data.copy_(weight)
+            with torch.no_grad():
+                twin(part[0])
+        mine, its = snapshot(model), snapshot(twin)
+        for key, buffer in model.named_buffers():
+            assert same(buffer, its[key]), (step, key)
+        assert int(mine["3.num_batches_tracked"]) == (step + 1) * parts_of(name)
+        if "ascent_fraction" in row.options:  # masks of the whole batch, though the first pass saw a part
+            torch.set_rng_state(rng)
+            twin(batch(step)[0])
+        assert same(torch.get_rng_state(), after)
+    assert at_w or displaced >= STEPS - 1
+
+
+# Schedulers, dtypes, radius 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scheduler_on_the_wrapper(name):
+    model, plain_model = with_dropout(), with_dropout()
+    opt, plain = make(name, model), BASES["momentum"](plain_model)
+    kinds = (
+        lambda o: lr_scheduler.StepLR(o, 3),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
+    )
+    for kind in kinds:
+        wrapped, expected = kind(opt), kind(plain)
+        for step in range(4):
+            train(name, model, opt, [step])
+            plain.step()
+            value = (1.0,) if isinstance(wrapped, lr_scheduler.ReduceLROnPlateau) else ()
+            wrapped.step(*value)
+            expected.step(*value)
+            assert opt.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes_stay(name, dtype):
+    model = with_dropout().to(dtype)
+    opt = make(name, model)
+    train(name, model, opt, range(7))
+    other = with_dropout().to(dtype)
+    loaded = make(name, other)
+    loaded.load_state_dict(through_a_file(opt.state_dict()))
+    better = {torch.bfloat16: torch.float32}.get(dtype, dtype)
+    for entries in (opt.state_dict()["state"], loaded.state_dict()["state"]):
+        assert entries
+        for entry in entries.values():
+            for key, value in entry.items():
+                assert value.dtype == (better if key == "sam_average" else dtype), key
+    assert_same(loaded.state_dict(), opt.state_dict())
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} <= {dtype}
+    other.load_state_dict(model.state_dict())
+    for twin, its in ((model, opt), (other, loaded)):
+        torch.manual_seed(9)
+        train(name, twin, its, range(7, STEPS))
+    assert_same(snapshot(other), snapshot(model))
+
+
+@pytest.mark.parametrize(("name", "base"), [row for row in NAMES_AND_BASES if row[0] in WRAPPED])
+def test_radius_0_is_the_base(name, base):
+    options = {"rho": 0.0, **({"rho_min": 0.0} if "rho_min" in variant_info(name).options else {})}
+    model, plain_model = with_dropout(), with_dropout()
+    opt, plain = make(name, model, base, **options), BASES[base](plain_model)
+    torch.manual_seed(3)
+    for _, reason in train(name, model, opt, range(STEPS), lr=LR):
+        assert reason == "zero radius"
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    for step in range(STEPS):
+        plain.param_groups[0]["lr"] = LR * (1 - step / (2 * STEPS))
+        x, y = batch(step)
+        size = -(-16 // parts_of(name)) if parts_of(name) > 1 else 16
+        total = {}
+        for xs, ys in zip(x.split(size), y.split(size), strict=True):
+            plain.zero_grad()
+            loss = F.cross_entropy(plain_model(xs), ys, reduction="none" if ranks(name) else "mean")
+            loss.mean().backward()
+            for p in plain_model.parameters():
+                grad = p.grad * (len(ys) / 16)
+                total[p] = total[p] + grad if p in total else grad
+        for p, grad in total.items():
+            p.grad = grad
+        plain.step()
+    assert_same(snapshot(model), snapshot(plain_model))
+    assert same(torch.get_rng_state(), state)
+    assert_same(opt.base_state_dict(), plain.state_dict())
+
+
+# Outside a step the weights are w
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before backward", "in backward"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_in_any_call_leaves_the_weights_as_they_were(name, late):
+    model = with_dropout()
+    opt = make(name, model)
+    loss_fn, broken = loss_of(name, model), 0
+
+    def fail(_):
+        raise Broken
+
+    for step in range(STEPS):
+        stop = 0
+        while True:
+            held, calls = Held(model.parameters()), []
+
+            def breaks(part, calls=calls, stop=stop):
+                calls.append(0)
+                if len(calls) <= stop or (late and not torch.is_grad_enabled()):
+                    return loss_fn(part)
+                if not late:
+                    raise Broken
+                loss = loss_fn(part)
+                loss.register_hook(fail)
+                return loss
+
+            try:
+                opt.step(breaks, batch(step))
+            except Broken:
+                broken += 1
+                held.assert_exact()
+                stop += 1
+                continue
+            break
+        assert held.moved()
+        assert [p.data_ptr() for p in model.parameters()] == held._addresses
+    assert broken >= STEPS
+
+
+# Forms of call
+
+
+def by_closure(name, model, opt, x, y):
+    def closure():
         opt.zero_grad()
-        value = loss()
-        value.backward()
-        return value
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
 
     opt.step(closure)
 
 
-def by_two_calls(opt: SAM, loss: Callable[[], Tensor]) -> None:
-    opt.zero_grad()
-    if not opt._method.one_pass:
-        loss().backward()
+def by_loss_fn(name, model, opt, x, y):
+    opt.step(loss_of(name, model), (x, y))
+
+
+def backward(model, x, y):
+    F.cross_entropy(model(x), y).backward()
+
+
+def by_two_calls(name, model, opt, x, y):
+    if variant_info(name).direction.uses_gradient:
+        backward(model, x, y)
     opt.first_step(zero_grad=True)
-    loss().backward()
+    backward(model, x, y)
     opt.second_step(zero_grad=True)
 
 
-def by_block(opt: SAM, loss: Callable[[], Tensor]) -> None:
+def by_context(name, model, opt, x, y):
     opt.zero_grad()
-    if not opt._method.one_pass:
-        loss().backward()
+    if variant_info(name).direction.uses_gradient:
+        backward(model, x, y)
     with opt.perturbed():
-        loss().backward()
+        backward(model, x, y)
     opt.base_optimizer.step()
 
 
-FORMS = {"closure": by_closure, "two calls": by_two_calls, "block": by_block}
+FORMS = {"closure": by_closure, "two calls": by_two_calls, "context": by_context}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", OURS)
-def test_forms_of_call_agree_or_say_which_to_use(name: str, form: str) -> None:
-    model, opt = make(name)
-    train(name, model, opt)
-    other, twin = make(name)
+def refused(name, form):
+    """Whether a form cannot serve a method: it needs the batch, or gradients of its own."""
+    if splits(name):
+        return True
+    row = variant_info(name)
+    own = row.descent.needs_output or not row.options.keys().isdisjoint({"ascent_steps", "second_order"})
+    return own and form != "closure"
 
-    def run() -> None:
-        for t, (x, y) in enumerate(batches(12, torch.float32)):
-            torch.manual_seed(t)
-            FORMS[form](twin, lambda x=x, y=y: F.cross_entropy(other(x), y))
 
-    if name in (NEED_A_BATCH if form == "closure" else OWN_GRADIENTS):
-        with pytest.raises(RuntimeError, match=r"use opt.step\(|call opt.step\(loss_fn, batch\)"):
-            run()
-        return
-    run()
-    if form != "closure" and flatwise.variant_info(name).slots[-1:] == ("schedule",):
-        # Where the schedule is off, the two-call forms still run the second pass, at w.
-        assert all(p.isfinite().all() for p in other.parameters())
-        for (key, got), want in zip(other.named_parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, msg=key)
-        return
-    assert_equal(
-        {key: p.detach() for key, p in other.named_parameters()},
-        {key: p.detach() for key, p in model.named_parameters()},
+# An optimizer of its own has no base that could step later: it has the two forms of step() alone.
+NAMES_AND_FORMS = [(name, form) for name in NAMES for form in FORMS if name in WRAPPED or form == "closure"]
+
+
+@pytest.mark.parametrize(("name", "form"), NAMES_AND_FORMS)
+def test_forms_of_call_give_the_same_weights(name, form):
+    models, states = (with_dropout(), with_dropout()), []
+    for model, call in zip(models, (by_loss_fn, FORMS[form]), strict=True):
+        opt = make(name, model)
+        torch.manual_seed(4)
+        if call is not by_loss_fn and refused(name, form):
+            held = Held(model.parameters())
+            backward(model, *batch(0))
+            with pytest.raises(RuntimeError, match=r"opt.step\(loss_fn, batch\)"):
+                call(name, model, opt, *batch(0))
+            held.assert_exact()
+            return
+        for step in range(STEPS):
+            call(name, model, opt, *batch(step))
+        states.append((opt.state_dict(), torch.get_rng_state()))
+    assert_same(snapshot(models[1]), snapshot(models[0]))
+    assert_same(states[1], states[0])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if variant_info(n).direction is Momentum])
+def test_a_method_that_needs_momentum_refuses_a_base_without(name):
+    assert "plain" not in bases_of(name)
+    with pytest.raises(ValueError, match=r"give it momentum=0\.9, or use one of the Adam family"):
+        make(name, with_batchnorm(), "plain")
+
+
+# Oracles
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_an_oracle(name):
+    files = [*sorted(HERE.glob("test_family_*.py")), HERE / "test_bsam.py"]
+    tables = [path.read_text() for path in files if path.name != Path(__file__).name and path.exists()]
+    tables = [text for text in tables if re.search(r"^from (tests\.)?oracles", text, re.MULTILINE)]
+    assert any(f'"{name}"' in text for text in tables), (
+        f"no oracle for {name!r}: write the paper's equations into tests/oracles/, and a test that both agree"
     )
