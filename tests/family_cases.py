@@ -34,7 +34,7 @@ NAMES = list_variants()
 WRAPPED = [name for name in NAMES if variant_info(name).own is None]
 
 BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3),
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
     "plain": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
 }

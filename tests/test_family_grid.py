@@ -145,22 +145,24 @@ def test_a_zero_gradient_does_no_harm(name):
     assert all(bool(t.isfinite().all()) for t in model.state_dict().values())
 
 
+@pytest.mark.parametrize("start", [0, 10])
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_non_finite_gradient_changes_nothing_but_the_record(name, factor):
+def test_a_non_finite_gradient_changes_nothing_but_the_record(name, factor, start):
     model = with_dropout()
     opt = make(name, model)
-    train(name, model, opt, range(10))
-    for step in (10, 11):
+    train(name, model, opt, range(start))
+    for step in range(start, start + 2):
         held = Held(model.parameters())
         state = copy.deepcopy(opt.state_dict()["state"])
         opt.step(loss_of(name, model, factor), batch(step))
         held.assert_exact()
-        assert_same(opt.state_dict()["state"], state)
+        if start or name in WRAPPED:  # its own optimizer makes its state before the first pass
+            assert_same(opt.state_dict()["state"], state)
         assert opt.last.reason == "non-finite update"
         assert not opt.last.updated
         assert not opt.last.active
-    losses = [loss for loss, _ in train(name, model, opt, range(12, 16))]
+    losses = [loss for loss, _ in train(name, model, opt, range(start + 2, start + 6))]
     assert opt.last.updated
     assert held.moved()
     assert all(map(torch.isfinite, losses))
@@ -370,7 +372,7 @@ def test_radius_0_is_the_base(name, base):
 # Outside a step the weights are w
 
 
-class Broken(Exception):
+class Broken(BaseException):  # as Ctrl-C is
     pass
 
 
@@ -404,6 +406,7 @@ def test_an_error_in_any_call_leaves_the_weights_as_they_were(name, late):
             except Broken:
                 broken += 1
                 held.assert_exact()
+                assert all(p.requires_grad for p in model.parameters())
                 stop += 1
                 continue
             break
