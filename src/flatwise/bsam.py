@@ -59,6 +59,9 @@ class BSAM(Optimizer):
     last: StepRecord
     """What the latest step did."""
 
+    wants_sample_losses = False
+    """Whether ``loss_fn(batch)`` must return one loss for each sample, as for :class:`flatwise.SAM`."""
+
     def __init__(
         self,
         params: Iterable[Any],

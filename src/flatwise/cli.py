@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from flatwise.lab.config import CompareConfig
 
-COMMANDS = ("compare",)
+COMMANDS = ("compare", "variants")
 INTERRUPTED = 130
 
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flatwise.lab.errors import LabError
 
     try:
+        if words[:1] == ["variants"]:
+            return _variants(words[1:])
         config = _parse(words)
         if config is None:
             return 0
@@ -63,6 +65,29 @@ def _compare(config: CompareConfig) -> int:
     print_sentences(results["verdict"], console)
     if not config.quiet:
         console.print(f"Curves, epochs and every number: {folder.path}", markup=False)
+    return 0
+
+
+def _variants(words: list[str]) -> int:
+    from flatwise.lab.errors import LabError, UnknownNameError
+    from flatwise.lab.table import console_for
+    from flatwise.lab.variants import print_variant, print_variants
+    from flatwise.variants import list_variants, variant_info
+
+    names = [word for word in words if not word.startswith("-")]
+    if {"-h", "--help"} & set(words):
+        print("usage: flatwise variants [NAME ...]\n\nList the methods, or say everything about some of them.")
+        return 0
+    if len(names) < len(words):
+        raise LabError(f"flatwise variants takes names of methods, not {words[0]!r}")
+    for name in names:
+        if name not in list_variants():
+            raise UnknownNameError("method", name, list_variants())
+    console = console_for(sys.stdout)
+    if not names:
+        print_variants([variant_info(name) for name in list_variants()], console)
+    for name in names:
+        print_variant(variant_info(name), console)
     return 0
 
 
@@ -171,7 +196,8 @@ def _is_number(word: str) -> bool:
 
 def _overview() -> str:
     return (
-        "usage: flatwise compare [options]\n\n"
-        "  compare    train one network from the same seeds with several methods, and say which is better\n\n"
+        "usage: flatwise COMMAND [options]\n\n"
+        "  compare    train one network from the same seeds with several methods, and say which is better\n"
+        "  variants   list the methods: what each changes, its cost, radii, source and evidence\n\n"
         "flatwise compare --help lists the options with their defaults; flatwise --version says the version."
     )

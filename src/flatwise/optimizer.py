@@ -237,6 +237,11 @@ class SAM(Optimizer):
         if self._wired:
             self.base_optimizer.state = state
 
+    @property
+    def wants_sample_losses(self) -> bool:
+        """Whether ``loss_fn(batch)`` must return one loss for each sample, not their mean."""
+        return self._batching.ranks
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, with a radius.
 

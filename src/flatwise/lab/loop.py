@@ -67,26 +67,36 @@ class Trainer:
         )
         self.base = base_optimizer(config, list(self.model.parameters()))
         self.samples_differentiated = 0
+        self.reduction = "mean"
         if method.variant is None:
             self.optimizer: torch.optim.Optimizer = self.base
             self.step: Callable[[Batch], Tensor] = self._plain_step
         else:
-            wrapped = wrap(method, self.base, self.total_steps)
+            wrapped = wrap(
+                method,
+                self.base,
+                self.total_steps,
+                model=self.model,
+                train_size=len(self.split.labels),
+                batch_size=self.batch_size,
+            )
             self.optimizer = wrapped
+            self.reduction = "none" if wrapped.wants_sample_losses else "mean"
             self.step = lambda batch: wrapped.step(self.loss_fn, batch)
 
     def loss_fn(self, batch: Batch) -> Tensor:
-        """Compute the mean loss, and count the samples: each evaluation here is one that is differentiated.
+        """Compute the loss, and count the samples whose gradient it is computed for.
 
         Args:
             batch: images and labels.
 
         Returns:
-            The mean cross-entropy.
+            The mean cross-entropy; that of each sample for a method that chooses samples.
         """
         inputs, labels = batch
-        self.samples_differentiated += len(labels)
-        return functional.cross_entropy(self.model(inputs), labels)
+        if torch.is_grad_enabled():  # a method that chooses samples first looks at all, without gradients
+            self.samples_differentiated += len(labels)
+        return functional.cross_entropy(self.model(inputs), labels, reduction=self.reduction)
 
     def _plain_step(self, batch: Batch) -> Tensor:
         self.base.zero_grad()
@@ -139,7 +149,7 @@ class Trainer:
             step: counted from 0 over the whole training.
         """
         rate = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
-        for group in self.base.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from flatwise.lab.config import CompareConfig
 from flatwise.lab.errors import LabError, UnknownNameError
 
 ALIASES = {"m": "micro_batch_size"}
+WARM_UP = 0.05
+"""Share of the training in which ``warmup-off`` does not perturb."""
 # Radii for the default network on the default data, where nothing else is said. They were chosen by validation
 # accuracy, on seeds that no default comparison uses (docs/compare.md). Elsewhere each variant's own default holds.
 DEFAULT_NETWORK_RHO = {"sam": 0.5, "asam": 5.0}
@@ -92,7 +95,7 @@ def _parse(text: str, config: CompareConfig) -> Method:
     options = dict(_assignment(part, text) for part in assignments)
     options.setdefault("rho", _default_rho(variant, config))
     method = Method(text, variant, options)
-    _check(method)
+    _check(method, config)
     return method
 
 
@@ -114,30 +117,54 @@ def _assignment(part: str, text: str) -> tuple[str, Any]:
         return ALIASES.get(name, name), value
 
 
-def _check(method: Method) -> None:
-    # The core knows its options best: it builds the method around one weight, and its refusal is shown.
-    weight = torch.nn.Parameter(torch.zeros(1))
+def _check(method: Method, config: CompareConfig) -> None:
+    # The core knows its options best: it builds the method around a few weights, and its refusal is shown.
+    with torch.random.fork_rng(devices=()):
+        model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.LayerNorm(1))
     try:
-        wrap(method, torch.optim.SGD([weight], lr=0.1), total_steps=100)
+        wrap(method, base_optimizer(config, list(model.parameters())), total_steps=100, model=model)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise LabError(f"method {method.name!r}: {reason}") from error
 
 
-def wrap(method: Method, base: torch.optim.Optimizer, total_steps: int) -> Any:
-    """Build a method's optimizer around a base optimizer.
+def wrap(
+    method: Method,
+    base: torch.optim.Optimizer,
+    total_steps: int,
+    *,
+    model: torch.nn.Module | None = None,
+    train_size: int = 1,
+    batch_size: int = 4,
+) -> Any:
+    """Build a method's optimizer around a base optimizer, with what only the lab knows.
 
     Args:
         method: a method that has a variant.
         base: the optimizer to wrap.
-        total_steps: steps of the whole training, for methods that ask for it.
+        total_steps: steps of the whole training.
+        model: what is trained.
+        train_size: number of training samples.
+        batch_size: samples in a step.
 
     Returns:
         The core's optimizer.
     """
     assert method.variant is not None
-    # Whether or not a method looks at it: only the lab knows how long the training is.
-    return flatwise.create(method.variant, base, **{"total_steps": total_steps, **method.options})
+    row = flatwise.variant_info(method.variant)
+    known = {
+        "p": math.inf,
+        "model": model,
+        "train_size": train_size,
+        "micro_batch_size": max(1, batch_size // 4),
+        "warmup_steps": math.ceil(WARM_UP * total_steps),
+    }
+    given = {option: known[option] for option in row.needs if option in known}
+    if row.own is None:
+        given["total_steps"] = total_steps  # whether or not the method looks at it
+        if {"only", "scaled"} & set(method.options):
+            given["model"] = model
+    return flatwise.create(method.variant, base, **{**given, **method.options})
 
 
 def _split(text: str, separator: str) -> list[str]:
