@@ -11,7 +11,7 @@ from flatwise.variants import Variant
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_WIDTH = 280
+PLAIN_WIDTH = 340
 """Columns of a table that goes to a file: a method is one line, which can be searched."""
 
 
@@ -31,7 +31,7 @@ def print_variants(rows: Sequence[Variant], console: Console) -> None:
     headings = ("name: what it changes", "gradients", "memory", "rho (usual)", "source: evidence")
     parted = ("name", "what it changes", "gradients", "memory", "rho", "usual rho", "source", "evidence")
     for number, heading in enumerate(headings if terminal else parted):
-        table.add_column(heading, ratio=(6, 3, 2, 4, 8)[number] if terminal else None)
+        table.add_column(heading, ratio=(6, 4, 3, 4, 8)[number] if terminal else None)
     for row in rows:
         low, high = row.rho_range
         if terminal:
