@@ -37,6 +37,14 @@ def test_the_radius_is_the_methods_own_then_the_flag_then_the_default() -> None:
     assert radius("sam", dataset="fashion-mnist") == flatwise.variant_info("sam").rho
 
 
+def test_options_may_follow_a_comma_too() -> None:
+    base, gsam, asam = parse_methods(CompareConfig(methods="sgd,gsam:alpha=0.4, rho_min=0.02,asam"))
+    assert gsam.name == "gsam:alpha=0.4:rho_min=0.02"
+    assert gsam.options["alpha"] == 0.4
+    assert gsam.options["rho_min"] == 0.02
+    assert (base.name, asam.name) == ("sgd", "asam")
+
+
 def test_m_is_the_micro_batch_size_and_brackets_hold_commas() -> None:
     method = parse_methods(CompareConfig(methods="sgd,sam:m=16:window=(0.5,1.0)"))[1]
     assert method.options["micro_batch_size"] == 16

@@ -28,6 +28,30 @@ def test_the_ratio_is_the_median_over_rounds() -> None:
     assert result == {"ratio": 2.0, "quartiles": [2.0, 3.0], "step_seconds": 3.0}
 
 
+def test_steps_of_two_kinds_count_by_their_share() -> None:
+    # One step in five costs twice as much: 1.2 on average, though the median step costs 1.
+    result = relative([1.0, 1.0, 2.0, 1.0, 1.0], [1.0] * 5, [64, 64, 128, 64, 64])
+    assert result["ratio"] == pytest.approx(1.2)
+    assert result["step_seconds"] == pytest.approx(1.2)
+
+
+def test_a_schedule_runs_through_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatwise.lab.timing.BUDGET_SECONDS", 0.0)
+    seen: dict[str, list[int]] = {}
+
+    def watched(seconds: list[float], reference: list[float], work: list[int]) -> dict[str, object]:
+        seen[str(len(seen))] = work
+        return relative(seconds, reference, work)
+
+    monkeypatch.setattr("flatwise.lab.timing.relative", watched)
+    time_methods(CompareConfig(methods="late,every-k,sam", model="mlp", train_size=200, batch_size=32))
+    base, late, every, sam = seen.values()
+    assert base == [32] * 20
+    assert sam == [64] * 20
+    assert late == [32] * 18 + [64] * 2
+    assert sorted(every) == [32] * 16 + [64] * 4
+
+
 def test_every_method_is_timed_against_the_base_even_where_it_is_not_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -45,9 +45,12 @@ class Trainer:
         method: what wraps the base optimizer.
         seed: decides weights, split, wrong labels and order.
         data: the data set.
+        total_steps: for how many steps learning rate and schedule are laid out; None: for those of all epochs.
     """
 
-    def __init__(self, config: CompareConfig, method: Method, seed: int, data: ImageData) -> None:
+    def __init__(
+        self, config: CompareConfig, method: Method, seed: int, data: ImageData, total_steps: int | None = None
+    ) -> None:
         self.config = config
         self.seed = seed
         self.data = data
@@ -61,7 +64,7 @@ class Trainer:
         self.batch_size = min(config.batch_size, len(self.split.labels))
         self.steps_per_epoch = len(self.split.labels) // self.batch_size
         self.epochs = config.epochs * method.longer
-        self.total_steps = self.epochs * self.steps_per_epoch
+        self.total_steps = total_steps or self.epochs * self.steps_per_epoch
         self.model: nn.Module = build_model(
             config.model, data.train_inputs.shape[-1], data.classes, derive(seed, "weights")
         )

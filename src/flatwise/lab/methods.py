@@ -52,8 +52,7 @@ def parse_methods(config: CompareConfig) -> list[Method]:
     Raises:
         LabError: an unknown method or option, a bad value, or the same method twice.
     """
-    texts = [text.strip() for text in _split(config.methods, ",")]
-    methods = [_parse(text, config) for text in texts]
+    methods = [_parse(text, config) for text in _texts(config.methods)]
     names = [method.name for method in methods]
     for name in names:
         if names.count(name) > 1:
@@ -165,6 +164,17 @@ def wrap(
         if {"only", "scaled"} & set(method.options):
             given["model"] = model
     return flatwise.create(method.variant, base, **{**given, **method.options})
+
+
+def _texts(methods: str) -> list[str]:
+    # A comma may stand before an option too, as in gsam:alpha=0.4,rho_min=0.1: no method's name has an equals sign.
+    texts: list[str] = []
+    for text in (part.strip() for part in _split(methods, ",")):
+        if texts and "=" in text.partition(":")[0]:
+            texts[-1] += f":{text}"
+        else:
+            texts.append(text)
+    return texts
 
 
 def _split(text: str, separator: str) -> list[str]:

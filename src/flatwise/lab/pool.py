@@ -33,7 +33,7 @@ class Pool:
         config: the settings, which every worker gets.
         folder: the run folder.
         workers: how many; with 1, the tasks run in this process.
-        on_event: takes the events ``epoch`` and ``notice`` of all tasks.
+        on_event: takes the events ``epoch``, ``notice`` and ``done`` of all tasks.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Pool:
                 )
             if event["event"] == "done":
                 busy += self._give(number, waiting) - 1
-            else:
-                self._on_event(event)
+            self._on_event(event)
 
     def _run_here(self, tasks: Sequence[int | str]) -> None:
         for task in tasks:
             perform(self._config, self._folder, task, self._on_event)
+            self._on_event({"event": "done", "task": task})
 
     def _give(self, number: int, waiting: deque[int | str]) -> int:
         if not waiting:

@@ -16,6 +16,8 @@ from flatwise.lab.methods import Method, trained_methods
 from flatwise.lab.seeds import stream
 
 WARM_UP = 3
+ROUNDS = 20
+"""Timed steps of one block, in which a schedule runs through once: a tenth of them is two, every fifth is four."""
 FEWEST_ROUNDS = 9
 MOST_ROUNDS = 300
 BUDGET_SECONDS = 4.0
@@ -57,19 +59,33 @@ def interleave(
     return seconds
 
 
-def relative(seconds: list[float], reference: list[float]) -> dict[str, Any]:
+def relative(seconds: list[float], reference: list[float], work: list[int] | None = None) -> dict[str, Any]:
     """Compare two interleaved timings round by round.
+
+    Steps of one method may differ in kind: one in five of ``every-k`` computes two gradients, the others one. A median
+    over all would be that of the commoner kind; so each kind has a median of its own, and counts by its share.
 
     Args:
         seconds: of the step in question.
         reference: of the reference's step in the same rounds.
+        work: samples differentiated in each step, which tells its kind; None says that all are alike.
 
     Returns:
         Median ratio, its quartiles, and the median step in seconds.
     """
-    ratios = [value / other for value, other in zip(seconds, reference, strict=True)]
-    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"ratio": median, "quartiles": [lower, upper], "step_seconds": statistics.median(seconds)}
+    kinds: dict[int, list[int]] = {}
+    for number, amount in enumerate(work or [0] * len(seconds)):
+        kinds.setdefault(amount, []).append(number)
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for members in kinds.values():
+        share = len(members) / len(seconds)
+        ratios = [seconds[number] / reference[number] for number in members]
+        # One value has no quartiles but itself.
+        quartiles = statistics.quantiles(ratios * 2 if len(ratios) == 1 else ratios, n=4, method="inclusive")
+        values = [*quartiles, statistics.median(seconds[number] for number in members)]
+        sums = [total + share * value for total, value in zip(sums, values, strict=True)]
+    lower, median, upper, step = sums
+    return {"ratio": median, "quartiles": [lower, upper], "step_seconds": step}
 
 
 def time_methods(config: CompareConfig) -> dict[str, Any]:
@@ -84,27 +100,45 @@ def time_methods(config: CompareConfig) -> dict[str, Any]:
     methods = [Method(config.optimizer, None)]
     methods += [method for method in trained_methods(config) if method.variant is not None]
     data = load_data(config.dataset, config.data_root)
-    steps = {method.name: _stepper(Trainer(config, method, 0, data)) for method in methods}
-    seconds = interleave(steps)
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
+    work: dict[str, list[int]] = {method.name: [] for method in methods}
+    begun = time.perf_counter()
+    # Blocks, each with new optimizers whose whole training is the block: otherwise the last tenth of a long training,
+    # or its warm-up, would never be met here.
+    while True:
+        steps = {
+            method.name: _stepper(
+                Trainer(config, method, 0, data, total_steps=WARM_UP + ROUNDS), work[method.name].append
+            )
+            for method in methods
+        }
+        for name, values in interleave(steps, fewest=ROUNDS, most=ROUNDS).items():
+            seconds[name] += values
+            del work[name][-WARM_UP - ROUNDS : -ROUNDS]
+        count = len(seconds[config.optimizer])
+        if count >= MOST_ROUNDS or time.perf_counter() - begun > BUDGET_SECONDS:
+            break
     reference = seconds[config.optimizer]
     return {
-        "rounds": len(reference),
-        "methods": {name: relative(values, reference) for name, values in seconds.items()},
+        "rounds": count,
+        "methods": {name: relative(values, reference, work[name]) for name, values in seconds.items()},
     }
 
 
-def _stepper(trainer: Trainer) -> Callable[[], object]:
+def _stepper(trainer: Trainer, on_work: Callable[[int], object]) -> Callable[[], object]:
     shifts = stream(0, "timing")
     count = len(trainer.split.labels)
     position = 0
 
     def step() -> None:
         nonlocal position
+        before = trainer.samples_differentiated
         # Through the data in order, as one step of the training loop: gather, learning rate, step.
         indices = torch.arange(position, position + trainer.batch_size) % count
         trainer.set_learning_rate(position // trainer.batch_size % trainer.total_steps)
         trainer.step(trainer.batch(indices, shifts))
         position += trainer.batch_size
+        on_work(trainer.samples_differentiated - before)
 
     trainer.model.train()
     return step
