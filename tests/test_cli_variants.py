@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import flatwise
 from flatwise.cli import main
+from flatwise.lab.variants import print_variants
 
 pytest.importorskip("rich")
+
+from rich.console import Console  # noqa: E402
 
 
 def test_the_table_has_every_method_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +29,20 @@ def test_the_table_has_every_method_on_one_line(capsys: pytest.CaptureFixture[st
         assert row.evidence in found[0]
         assert row.passes in found[0]
     assert not any("\x1b" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut_off_on_a_terminal(width: int) -> None:
+    file = io.StringIO()
+    rows = [flatwise.variant_info(name) for name in flatwise.list_variants()]
+    print_variants(rows, Console(file=file, force_terminal=True, width=width, highlight=False))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    assert max(map(len, plain.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in plain
+    words = set(plain.split())
+    for row in rows:
+        low, high = row.rho_range
+        assert {row.name, f"{row.rho:g}", f"({low:g}-{high:g})"} <= words
 
 
 def test_one_method_in_full(capsys: pytest.CaptureFixture[str]) -> None:

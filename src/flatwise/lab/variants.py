@@ -28,16 +28,19 @@ def print_variants(rows: Sequence[Variant], console: Console) -> None:
 
     terminal = console.is_terminal
     table = Table(box=box.SIMPLE_HEAD if terminal else box.MARKDOWN, expand=terminal)
-    headings = ("name: what it changes", "gradients", "memory", "rho (usual)", "source: evidence")
+    headings = ("name, what it changes", "gradients", "memory", "rho (usual)", "source, evidence")
     parted = ("name", "what it changes", "gradients", "memory", "rho", "usual rho", "source", "evidence")
     for number, heading in enumerate(headings if terminal else parted):
-        table.add_column(heading, ratio=(6, 4, 3, 4, 8)[number] if terminal else None)
+        if terminal:
+            table.add_column(heading, ratio=(7, 4, None, None, 8)[number], min_width=(0, 10, 6, 13, 0)[number])
+        else:
+            table.add_column(heading)
     for row in rows:
         low, high = row.rho_range
         if terminal:
-            radius = f"{row.rho:g} ({low:g}-{high:g})"
-            cells = [f"[bold]{row.name}[/]: {row.summary}", row.passes, row.memory, radius]
-            table.add_row(*cells, f"{row.source}: [bold]{row.evidence}[/]")
+            radius = f"{row.rho:g}\n({low:g}-{high:g})"
+            cells = [f"[bold]{row.name}[/]\n{row.summary}", row.passes, row.memory, radius]
+            table.add_row(*cells, f"{row.source}\n[bold]{row.evidence}[/]")
         else:
             cells = [row.name, row.summary.replace("|", "\\|"), row.passes, row.memory, f"{row.rho:g}"]
             table.add_row(*cells, f"{low:g}-{high:g}", row.source, row.evidence)
