@@ -15,7 +15,7 @@ from flatwise.lab.variants import print_variants
 
 pytest.importorskip("rich")
 
-from rich.console import Console  # noqa: E402
+from rich.console import Console
 
 
 def test_the_table_has_every_method_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

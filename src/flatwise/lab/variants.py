@@ -32,7 +32,7 @@ def print_variants(rows: Sequence[Variant], console: Console) -> None:
     parted = ("name", "what it changes", "gradients", "memory", "rho", "usual rho", "source", "evidence")
     for number, heading in enumerate(headings if terminal else parted):
         if terminal:
-            table.add_column(heading, ratio=(7, 4, None, None, 8)[number], min_width=(0, 10, 6, 13, 0)[number])
+            table.add_column(heading, ratio=(7, 2, None, None, 8)[number], min_width=(0, 15, 6, 13, 0)[number])
         else:
             table.add_column(heading)
     for row in rows:
