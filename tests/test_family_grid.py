@@ -29,6 +29,7 @@ from tests.family_cases import (
     train,
 )
 from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
@@ -127,6 +128,21 @@ def test_checkpoints_of_the_plain_base_go_both_ways(name, base):
     assert_same(fresh.state_dict()["state"], opt.base_optimizer.state_dict()["state"])
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if variant_info(name).memory != "0"])
+def test_the_distributed_checkpoint_keeps_what_a_method_remembers(name):
+    options = dcp.StateDictOptions(flatten_optimizer_state_dict=False)
+    model, fresh = with_dropout(), with_dropout(seed=99)
+    opt, other = make(name, model), make(name, fresh)
+    train(name, model, opt, range(7))
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, opt, options=options))
+    fresh.load_state_dict(model.state_dict())
+    dcp.set_optimizer_state_dict(fresh, other, saved, options=options)
+    for its_model, its in ((model, opt), (fresh, other)):
+        torch.manual_seed(2)
+        train(name, its_model, its, range(7, STEPS))
+    assert_same(snapshot(fresh), snapshot(model))
+
+
 # Gradients of all kinds
 
 
@@ -167,6 +183,36 @@ def test_a_non_finite_gradient_changes_nothing_but_the_record(name, factor, star
     assert held.moved()
     assert all(map(torch.isfinite, losses))
     assert all(bool(t.isfinite().all()) for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_is_not_finite_after_the_first_pass(name):
+    model = with_dropout()
+    opt = make(name, model)
+    loss_fn, bad = loss_of(name, model), 0
+    for step in range(STEPS):
+        held, calls = Held(model.parameters()), []
+
+        def turns_bad(part, calls=calls):
+            calls.append(0)
+            return loss_fn(part) * (1.0 if len(calls) == 1 else math.nan)
+
+        opt.step(turns_bad, batch(step))
+        # A functional gradient takes nothing of the second loss but the Jacobian of the model.
+        if len(calls) > 1 and not variant_info(name).descent.needs_output:
+            bad += 1
+            held.assert_exact()
+            assert opt.last.reason == "non-finite update"
+            assert not opt.last.updated
+        else:
+            assert held.moved()
+            assert opt.last.updated
+    row = variant_info(name)
+    assert bad or row.descent.needs_output or not row.direction.uses_gradient
+    train(name, model, opt, range(STEPS, STEPS + 4))
+    assert opt.last.updated
+    state = [v for entries in opt.state_dict()["state"].values() for v in entries.values() if torch.is_tensor(v)]
+    assert all(bool(t.isfinite().all()) for t in [*state, *model.state_dict().values()])
 
 
 class Branches(nn.Module):
@@ -487,6 +533,21 @@ def test_forms_of_call_give_the_same_weights(name, form):
         states.append((opt.state_dict(), torch.get_rng_state()))
     assert_same(snapshot(models[1]), snapshot(models[0]))
     assert_same(states[1], states[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_without_closure_shows_forms_that_exist(name):
+    model = with_dropout()
+    opt = make(name, model)
+    for rate in (0.1, 0.0):  # at 0 only a dry step is meant, and its gradients are zero
+        opt.param_groups[0]["lr"] = rate
+        opt.zero_grad()
+        backward(model, *batch(0))
+        held = Held(model.parameters())
+        with pytest.raises(RuntimeError, match=r"opt.step\(loss_fn, batch\)") as caught:
+            opt.step()
+        assert all(hasattr(opt, call) for call in re.findall(r"opt\.(\w+)\(", str(caught.value)))
+        held.assert_exact()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if variant_info(n).direction is Momentum])

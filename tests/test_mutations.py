@@ -62,11 +62,11 @@ MUTATIONS = {
     ),
     "groups of radius 0 in the norm": (
         "look.py",
-        "if rho > 0]",
-        "if rho >= 0]",
+        "            if rho <= 0:\n                continue\n",
+        "",
         "test_closed_forms.py test_oracles.py",
     ),
-    "micro-batches summed": ("optimizer.py", "param.grad * share", "param.grad * 1.0", "test_oracles.py"),
+    "micro-batches summed": ("run.py", "param.grad * share", "param.grad * 1.0", "test_oracles.py"),
     "momentum not saved": (
         "optimizer.py",
         "        saved = self.base_optimizer.state_dict()",
@@ -76,9 +76,8 @@ MUTATIONS = {
     "steps not counted": ("optimizer.py", "group[_STEP] += 1", "group[_STEP] += 0", "test_state.py test_record.py"),
     "a copy loses its schedule": (
         "optimizer.py",
-        'self.__dict__[name] for name in (*kept, "_ascent", "_descent", "_schedule", "_batching")',
-        'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, "_ascent", "_descent", '
-        '"_schedule", "_batching")',
+        "self.__dict__[name] for name in (*kept, *slots)",
+        'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, *slots)',
         "test_state.py",
     ),
     "NaN handed to the base": ("update.py", "        if not finite:", "        if False:", "test_exactness.py"),
@@ -90,13 +89,73 @@ MUTATIONS = {
     ),
     "old gradients accepted": ("passes.py", "raise RuntimeError(STALE)", "pass", "test_errors.py"),
     "the perturbed loss returned": (
-        "optimizer.py",
+        "run.py",
         "record._perturbed_loss = later_pass(descend)",
         "record._perturbed_loss = loss = later_pass(descend)",
         "test_record.py test_exactness.py",
     ),
     "second-order term dropped": ("descent.py", "result[i] = term", "pass", "test_second_order.py"),
     "projection dropped": ("ascent.py", "        self._project()\n", "", "test_closed_forms.py test_oracles.py"),
+    "what a method remembers not saved": (
+        "optimizer.py",
+        'saved["state"][index] = {**saved["state"].get(index, {}), **entries}',
+        "pass",
+        "test_family_grid.py::test_resuming_equals_never_having_stopped",
+    ),
+    "flatwise's entries in the base's checkpoint": (
+        "optimizer.py",
+        'saved["state"], _ = split_state(saved["state"])',
+        "pass",
+        "test_family_grid.py::test_checkpoints_of_the_plain_base_go_both_ways",
+    ),
+    "an average in half precision": (
+        "memory.py",
+        "torch.float32 if like.dtype in COARSE else like.dtype",
+        "like.dtype",
+        "test_family_grid.py::test_dtypes_stay",
+    ),
+    "two passes where one is enough": (
+        "run.py",
+        "            if one_pass:\n                return loss\n",
+        "",
+        "test_family_grid.py::test_passes_and_calls_are_those_of_the_row",
+    ),
+    "noise from torch's own generator": (
+        "directions.py",
+        "torch.randn(weight.shape, generator=generator, ",
+        "torch.randn(weight.shape, ",
+        "test_family_grid.py::test_buffers_and_random_state_are_those_of_one_plain_pass",
+    ),
+    "ranking pass not the one that counts": (
+        "run.py",
+        "            guard.between()\n            index",
+        "            index",
+        "test_family_grid.py::test_buffers_and_random_state_are_those_of_one_plain_pass",
+    ),
+    "a late part after a withheld update": (
+        "update.py",
+        "    if finite is False:\n        return\n",
+        "",
+        "test_family_grid.py::test_a_gradient_that_is_not_finite_after_the_first_pass",
+    ),
+    "weights not brought back on closing": (
+        "look.py",
+        "        self.undo()\n        self._guard.end(",
+        "        self._guard.end(",
+        "test_family_grid.py::test_an_error_in_any_call_leaves_the_weights_as_they_were",
+    ),
+    "parameters left frozen": (
+        "look.py",
+        "param.requires_grad_(True)",
+        "pass",
+        "test_family_grid.py::test_an_error_in_any_call_leaves_the_weights_as_they_were",
+    ),
+    "a part reused where the radius is 0": (
+        "look.py",
+        'if descent.reuses and self._record._reason == "schedule":',
+        "if descent.reuses:",
+        "test_family_limits.py",
+    ),
 }
 
 

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from flatwise import (
     BSAM,
     SAM,
+    AdaptiveSchedule,
     Ball,
     Batching,
     GradientAscent,
     Momentum,
+    PerturbedGradient,
     ReusedPart,
     Schedule,
     SurrogateGap,
@@ -79,6 +81,39 @@ def test_options_of_every_slot_are_flat():
     assert opt._descent == SurrogateGap(0.3)
     assert opt._schedule == Schedule(every=2, rho_min=0.2)
     assert opt._batching == Batching(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "slot"),
+    [
+        ("lp", {"ascent": GradientAscent(Ball(p=1))}),
+        ("late", {"schedule": Schedule(window=(0.5, 1.0), total_steps=9)}),
+        ("warmup-off", {"schedule": Schedule(warmup_steps=2)}),
+        ("ae-sam", {"schedule": AdaptiveSchedule(total_steps=9)}),
+        ("m-sam", {"batching": Batching(4)}),
+    ],
+)
+def test_a_needed_option_may_be_inside_a_slot(name, slot):
+    opt = create(name, sgd(mlp()), **slot)
+    ((key, value),) = slot.items()
+    assert getattr(opt, f"_{key}") is value
+    with pytest.raises(TypeError, match=f"'{name}' needs"):  # another slot does not stand for it
+        create(name, sgd(mlp()), descent=PerturbedGradient())
+
+
+def test_bsam_takes_parameters_and_learning_rates_from_a_base():
+    model = mlp()
+    groups = [{"params": model[0].parameters(), "lr": 0.3}, {"params": model[2].parameters()}]
+    opt = create("bsam", torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=0.01), train_size=16)
+    assert [g["lr"] for g in opt.param_groups] == [0.3, 0.2]
+    assert [g["weight_decay"] for g in opt.param_groups] == [0.01, 0.01]
+    assert [p for g in opt.param_groups for p in g["params"]] == list(model.parameters())
+    assert "momentum" not in opt.param_groups[0]
+
+
+def test_parameters_alone_are_no_base():
+    with pytest.raises(TypeError, match="SAM needs a base optimizer"):
+        create("sam", mlp().parameters())
 
 
 def test_a_slot_and_its_options_are_not_both_given():

@@ -28,12 +28,15 @@ from torch.optim import Optimizer
 from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
 from flatwise.norms import all_finite, combine, joint_norm
-from flatwise.passes import NO_CLOSURE, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
+from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
 from flatwise.weights import Displacement, Piece
 
 _NO_BATCH: Any = object()
 _STEP = "sam_step"
+_NO_CLOSURE = """bSAM needs two gradients per step, so opt.step() cannot work alone. Write one of:
+    opt.step(closure)            # closure: opt.zero_grad(), forward, loss.backward(), return loss; runs twice
+    opt.step(loss_fn, batch)     # loss_fn(batch) returns the mean loss; flatwise does the rest"""
 
 
 class BSAM(Optimizer):
@@ -132,13 +135,19 @@ class BSAM(Optimizer):
             batch: as for :meth:`flatwise.SAM.step`.
 
         Returns:
-            The loss at theta, detached.
+            The loss at theta, detached; None for the dry step of torch.distributed.checkpoint.
 
         Raises:
             RuntimeError: if there is no closure, or it leaves no gradients.
         """
         if closure is None:
-            raise RuntimeError(NO_CLOSURE)
+            moving = any(p.grad.any() for p in self._params() if p.grad is not None)
+            if moving or any(group["lr"] for group in self.param_groups):
+                raise RuntimeError(_NO_CLOSURE)
+            for group in self.param_groups:  # lr = 0: torch.distributed.checkpoint makes an optimizer create its state
+                for param in group["params"]:
+                    self._state(param, group)
+            return None
         own = batch is not _NO_BATCH
         run: Callable[[], Any] = from_loss_fn(closure, batch, self._clear) if own else closure
         step = int(self.param_groups[0][_STEP])

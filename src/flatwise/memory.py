@@ -58,15 +58,26 @@ class Memory:
         }
 
     @torch.no_grad()
-    def load(self, groups: Sequence[dict[str, Any]], saved: dict[int, dict[str, Tensor]]) -> None:
-        """Replace everything by copies of what :meth:`save` returned, on the parameters' devices."""
+    def load(
+        self,
+        groups: Sequence[dict[str, Any]],
+        saved: dict[Any, dict[str, Tensor]],
+        saved_groups: Sequence[dict[str, Any]],
+    ) -> None:
+        """Replace everything by copies of what :meth:`save` returned, on the parameters' devices.
+
+        As in torch, parameters are matched by their order: their keys may be indices, or the names that
+        torch.distributed.checkpoint puts in their place.
+        """
         params = [param for group in groups for param in group["params"]]
+        keys = [key for group in saved_groups for key in group["params"]]
         self._kept = {
-            params[index]: {
-                name.removeprefix(PREFIX): value.detach().to(params[index].device, copy=True)
-                for name, value in entries.items()
+            param: {
+                name.removeprefix(PREFIX): value.detach().to(param.device, copy=True)
+                for name, value in saved[key].items()
             }
-            for index, entries in saved.items()
+            for key, param in zip(keys, params, strict=True)
+            if key in saved
         }
 
 

@@ -573,7 +573,7 @@ class SAM(Optimizer):
             state_dict = before(self, state_dict) or state_dict
         base_state, own_state = split_state(state_dict["state"])
         self.base_optimizer.load_state_dict({**state_dict, "state": base_state})
-        self._memory.load(self.param_groups, own_state)
+        self._memory.load(self.param_groups, own_state, state_dict["param_groups"])
         for group, radius in zip(self.param_groups, radii, strict=True):
             group.setdefault(self._rho_key, radius)
         self._adopt_groups()
