@@ -27,12 +27,15 @@ def print_variants(rows: Sequence[Variant], console: Console) -> None:
     from rich.table import Table
 
     terminal = console.is_terminal
-    table = Table(box=box.SIMPLE_HEAD if terminal else box.MARKDOWN, expand=terminal)
+    padding = (0, 1, 0, 0) if terminal else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD if terminal else box.MARKDOWN, expand=terminal, padding=padding)
     headings = ("name, what it changes", "gradients", "memory", "rho (usual)", "source, evidence")
     parted = ("name", "what it changes", "gradients", "memory", "rho", "usual rho", "source", "evidence")
     for number, heading in enumerate(headings if terminal else parted):
         if terminal:
-            table.add_column(heading, ratio=(7, 2, None, None, 8)[number], min_width=(0, 15, 6, 13, 0)[number])
+            table.add_column(
+                heading, ratio=(1, None, None, None, 1)[number], width=(None, 15, 6, 13, None)[number], overflow="fold"
+            )
         else:
             table.add_column(heading)
     for row in rows:
