@@ -528,8 +528,10 @@ def test_forms_of_call_give_the_same_weights(name, form):
                 call(name, model, opt, *batch(0))
             held.assert_exact()
             return
+        scheduler = lr_scheduler.ExponentialLR(opt, 0.9)  # which warns where it does not see that a step was made
         for step in range(STEPS):
             call(name, model, opt, *batch(step))
+            scheduler.step()
         states.append((opt.state_dict(), torch.get_rng_state()))
     assert_same(snapshot(models[1]), snapshot(models[0]))
     assert_same(states[1], states[0])
