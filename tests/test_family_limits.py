@@ -277,3 +277,11 @@ def test_averages_of_the_weights_stack(name: str) -> None:
     torch.testing.assert_close(flat(ema.module), expected)
     update_bn([x for x, _ in batches(10, torch.float32)], ema)
     assert not torch.equal(ema.module[1].running_mean, model[1].running_mean)
+
+
+def test_a_tensor_with_nothing_uphill_does_not_spoil_the_second_order_term() -> None:
+    model = network(dtype=torch.float32)  # whose BatchNorm has biases of zero, so that T g is zero there
+    opt = flatwise.create("second-order", sgd(model), adaptive=True, scope="tensor")
+    opt.step(lambda b: F.cross_entropy(model(b[0]), b[1]), batches(1, torch.float32)[0])
+    assert opt.last.updated
+    assert flat(model).isfinite().all()

@@ -235,6 +235,8 @@ class Ball:
         if not self.normalised:
             return list(scaled)
         norm = torch.linalg.vector_norm(torch.cat([s.flatten() for s in scaled]), self.q)
+        if not bool(norm):  # a tensor with a ball of its own, where nothing is uphill
+            return [torch.zeros_like(s) for s in scaled]
         if self.p == 1:
             hits = [(s.abs() == norm).to(s) for s in scaled]
             count = torch.stack([h.sum() for h in hits]).sum()
