@@ -280,7 +280,9 @@ def _unknown(name: str, unknown: list[str], known: list[str]) -> str:
 
 def _create_own(kind: type[BSAM], base: Any, options: dict[str, Any]) -> BSAM:
     if isinstance(base, Optimizer):
-        shared = ("params", "lr", "weight_decay", "initial_lr", "param_names")
+        shared = {"params", "lr", "weight_decay", "initial_lr", "param_names"} - set(options)
+        if "lr" in options:  # what was asked for goes before what the base has
+            shared.discard("initial_lr")
         base = [{k: v for k, v in group.items() if k in shared} for group in base.param_groups]
     try:
         return kind(base, **options)

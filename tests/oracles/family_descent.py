@@ -82,7 +82,7 @@ def gsam(rho, alpha, rho_min, lr_of, lr_max, lr_min=0.0):
 
 
 def second_order(rho):
-    """gs + (d eps / d w)^T gs, where d eps / d w = rho / ||g|| (I - u u^T) H and u = g / ||g|| (Foret et al., sec. 3)."""
+    """Foret et al., section 3: gs + (d eps / d w)^T gs, d eps / d w = rho / ||g|| (I - u u^T) H, u = g / ||g||."""
 
     def rule(w, L, base):
         g, gs = two_gradients(L, w, rho)
