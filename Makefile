@@ -13,7 +13,7 @@ bench := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help compare test test-all lint format-check types check format bench clean
+.PHONY: help compare test test-all lint format-check types check format bench board clean
 
 help:  ## show this list
 	@echo "make compare            train with and without SAM on real images, and say which is better"
@@ -26,6 +26,7 @@ help:  ## show this list
 	@echo "make check              lint, format-check and types"
 	@echo "make format             format every file, and mend what ruff can mend by itself"
 	@echo "make bench              measure what a step costs, beside other libraries"
+	@echo "make board              every method on three tasks, as docs/methods.md shows (hours; a rerun continues)"
 	@echo "make clean              remove $(VENV) and the caches; runs/ stays"
 	@echo
 	@echo "Each one first makes $(VENV) and installs what it needs, once. Settings:"
@@ -62,6 +63,9 @@ format: $(dev)
 
 bench: $(bench)
 	$(bin)/python benchmarks/step_cost.py $(ARGS)
+
+board: $(lab)
+	$(bin)/python -m flatwise.lab.board $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.timing import WARM_UP, interleave, relative, time_methods
+from flatwise.lab.timing import WARM_UP, in_training, interleave, relative, time_methods
 
 
 def test_steps_alternate_and_each_comes_first_equally_often() -> None:
@@ -33,6 +33,13 @@ def test_steps_of_two_kinds_count_by_their_share() -> None:
     result = relative([1.0, 1.0, 2.0, 1.0, 1.0], [1.0] * 5, [64, 64, 128, 64, 64])
     assert result["ratio"] == pytest.approx(1.2)
     assert result["step_seconds"] == pytest.approx(1.2)
+
+
+def test_a_timing_is_carried_over_by_the_gradients_of_the_training() -> None:
+    step = {"ratio": 1.5, "quartiles": [1.4, 1.6], "gradients": 1.5}
+    ratio, quartiles = in_training(step, 1.2)
+    assert ratio == pytest.approx(1.2)
+    assert quartiles == pytest.approx([1.12, 1.28])
 
 
 def test_a_schedule_runs_through_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

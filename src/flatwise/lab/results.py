@@ -11,8 +11,10 @@ from flatwise.lab.data import ImageData
 from flatwise.lab.methods import Method, trained_methods
 from flatwise.lab.split import make_split
 from flatwise.lab.statistics import estimate, paired_difference
+from flatwise.lab.timing import in_training
 
 SCHEMA = "flatwise.compare/1"
+BASE_STEP = {"ratio": 1.0, "quartiles": [1.0, 1.0], "step_seconds": None}
 Result = dict[str, Any]
 
 
@@ -84,7 +86,9 @@ def _record(method: Method, runs: Sequence[Result], timing: Mapping[str, Any]) -
         return estimate([run[key] for run in runs]).as_dict()
 
     # The longer base has the base's step.
-    step = timing["methods"].get(method.name, {"ratio": 1.0, "quartiles": [1.0, 1.0], "step_seconds": None})
+    step = timing["methods"].get(method.name, BASE_STEP)
+    gradients = sum(run["gradient_evaluations_per_step"] for run in runs) / len(runs)
+    ratio, quartiles = in_training(step, gradients)
     fitted = None if runs[0]["wrong_labels_fitted"] is None else over_seeds("wrong_labels_fitted")
     return {
         "variant": method.variant,
@@ -96,10 +100,10 @@ def _record(method: Method, runs: Sequence[Result], timing: Mapping[str, Any]) -
         "best_validation": _best_validation(runs),
         "train_accuracy": over_seeds("train_accuracy"),
         "wrong_labels_fitted": fitted,
-        "gradient_evaluations_per_step": sum(run["gradient_evaluations_per_step"] for run in runs) / len(runs),
+        "gradient_evaluations_per_step": gradients,
         "wall_time": over_seeds("seconds"),
-        "relative_time": step["ratio"] * method.longer,
-        "relative_time_quartiles": [bound * method.longer for bound in step["quartiles"]],
+        "relative_time": ratio * method.longer,
+        "relative_time_quartiles": [bound * method.longer for bound in quartiles],
         "step_seconds": step["step_seconds"],
     }
 

@@ -1,4 +1,4 @@
-"""What a step costs: the methods' steps alternate in one process, so a busy machine slows all alike."""
+"""What a step costs: the methods' steps alternate in one process, so that a busy machine slows all alike."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def interleave(
         budget: seconds after which no round beyond the fewest is begun.
 
     Returns:
-        The seconds of each step, one entry a round.
+        The processor's seconds of each step, one entry a round.
     """
     for _ in range(WARM_UP):
         for step in steps.values():
@@ -53,9 +53,10 @@ def interleave(
         # Each round starts with another method: none always follows the same one into a warm cache.
         for position in range(len(names)):
             name = names[(turn + position) % len(names)]
-            start = time.perf_counter()
+            # The processor's time: what others do on the machine meanwhile is not this step's.
+            start = time.process_time()
             steps[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
@@ -88,15 +89,17 @@ def relative(seconds: list[float], reference: list[float], work: list[int] | Non
     return {"ratio": median, "quartiles": [lower, upper], "step_seconds": step}
 
 
-def time_methods(config: CompareConfig) -> dict[str, Any]:
+def time_methods(config: CompareConfig, budget: float | None = None) -> dict[str, Any]:
     """Time a step of every method against a step of the base optimizer.
 
     Args:
         config: the settings; the base is timed whether or not it is among the methods.
+        budget: seconds after which no block of rounds is begun (default: a few).
 
     Returns:
-        The number of rounds, and for each method its time relative to the base.
+        The number of rounds, and for each method its time relative to the base, and the gradients of the timed steps.
     """
+    budget = BUDGET_SECONDS if budget is None else budget
     methods = [Method(config.optimizer, None)]
     methods += [method for method in trained_methods(config) if method.variant is not None]
     data = load_data(config.dataset, config.data_root)
@@ -116,13 +119,34 @@ def time_methods(config: CompareConfig) -> dict[str, Any]:
             seconds[name] += values
             del work[name][-WARM_UP - ROUNDS : -ROUNDS]
         count = len(seconds[config.optimizer])
-        if count >= MOST_ROUNDS or time.perf_counter() - begun > BUDGET_SECONDS:
+        if count >= MOST_ROUNDS or time.perf_counter() - begun > budget:
             break
     reference = seconds[config.optimizer]
+    batch_size = work[config.optimizer][0]
     return {
         "rounds": count,
-        "methods": {name: relative(values, reference, work[name]) for name, values in seconds.items()},
+        "methods": {
+            name: {**relative(values, reference, work[name]), "gradients": statistics.fmean(work[name]) / batch_size}
+            for name, values in seconds.items()
+        },
     }
+
+
+def in_training(step: Mapping[str, Any], gradients: float) -> tuple[float, list[float]]:
+    """Carry a timing over to a training.
+
+    A schedule that looks at the gradients, or a warm-up of a few steps, meets another share of steps with two gradients
+    in a training than in a timing. Time goes with the gradients.
+
+    Args:
+        step: what :func:`time_methods` says about a method; without ``gradients`` it stands as it is.
+        gradients: gradient evaluations per step, as counted in the trainings.
+
+    Returns:
+        Time relative to the base, and its quartiles.
+    """
+    share = gradients / step.get("gradients", gradients)
+    return step["ratio"] * share, [bound * share for bound in step["quartiles"]]
 
 
 def _stepper(trainer: Trainer, on_work: Callable[[int], object]) -> Callable[[], object]:

@@ -1,0 +1,176 @@
+"""What the board trains: the tasks, and three radii for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import flatwise
+from flatwise.lab.config import CompareConfig
+from flatwise.lab.errors import UnknownNameError
+
+BASE = "sgd"
+LONGER = "sgd-2x-epochs"
+"""The base for twice the epochs: as many gradients as SAM, without SAM."""
+SEEDS = 5
+
+Radii = tuple[float, float, float]
+
+# Under label noise the largest of these did best for SAM (docs/compare.md); with right labels large radii underfit in a
+# short training. A method whose perturbation is as long as SAM's has SAM's radii.
+NOISY: Radii = (0.05, 0.2, 0.5)
+CLEAN: Radii = (0.02, 0.05, 0.2)
+# The others, under noise and with right labels. All lie inside the method's rho_range.
+OTHERS: dict[str, tuple[Radii, Radii]] = {
+    "asam": ((0.5, 2.0, 5.0), (0.2, 0.5, 2.0)),
+    # One step of p = inf moves all n weights by rho, which is a length of rho sqrt(n), here 270 to 450 rho.
+    "lp": ((2e-4, 7e-4, 2e-3), (1e-4, 2e-4, 5e-4)),
+    "usam": ((0.05, 0.2, 0.5), (0.02, 0.1, 0.5)),
+    "sam-on": ((0.5, 1.5, 5.0), (0.2, 0.5, 2.0)),
+    # Eleven tensors: together about 3.3 rho.
+    "layerwise": ((0.01, 0.03, 0.1), (0.005, 0.015, 0.05)),
+    "msam": ((0.3, 1.0, 3.0), (0.3, 1.0, 3.0)),
+    "adaptive-msam": ((0.3, 1.0, 3.0), (0.3, 1.0, 3.0)),
+    "random": ((0.005, 0.015, 0.05), (0.002, 0.005, 0.015)),
+    # The radius falls with the learning rate, to a sixth as in the recipe of its authors.
+    "gsam": ((0.1, 0.3, 0.6), (0.04, 0.1, 0.3)),
+    "looksam": ((0.1, 0.3, 1.0), (0.05, 0.1, 0.3)),
+    "bsam": ((0.01, 0.03, 0.1), (0.003, 0.01, 0.03)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the board.
+
+    Attributes:
+        name: on the command line and in the files.
+        title: on the page.
+        config: the settings; methods and seeds are filled in.
+    """
+
+    name: str
+    title: str
+    config: CompareConfig
+
+    @property
+    def noisy(self) -> bool:
+        """Whether training labels were made wrong, which decides the radii."""
+        return self.config.label_noise > 0
+
+
+def _fashion(**settings: object) -> CompareConfig:
+    return replace(CompareConfig(), dataset="fashion-mnist", quiet=True, **settings)  # type: ignore[arg-type]
+
+
+TASKS = (
+    Task("digits-noise", "digits, 40 % wrong labels", CompareConfig(quiet=True)),
+    Task("fashion-noise", "Fashion-MNIST, 5,000 images, 40 % wrong labels", _fashion(train_size=5000, epochs=20)),
+    Task("fashion-clean", "Fashion-MNIST, 10,000 images", _fashion(train_size=10000, epochs=15, label_noise=0.0)),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at one radius.
+
+    Attributes:
+        method: the method's name.
+        text: what ``--methods`` takes, and what the training is called.
+        rho: the radius; None for the base.
+    """
+
+    method: str
+    text: str
+    rho: float | None
+
+
+def all_methods() -> list[str]:
+    """List what the board compares.
+
+    Returns:
+        The base, the longer base, and every method of the registry.
+    """
+    return [BASE, LONGER, *flatwise.list_variants()]
+
+
+def chosen(names: str | None, known: Sequence[str], kind: str) -> list[str]:
+    """Read a list of names.
+
+    Args:
+        names: separated by commas; None is all.
+        known: what there is.
+        kind: what is named, for the error.
+
+    Returns:
+        The names, in the order of ``known``.
+
+    Raises:
+        UnknownNameError: a name that does not exist.
+    """
+    if names is None:
+        return list(known)
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+    return [name for name in known if name in wanted]
+
+
+def radii(task: Task, method: str) -> Radii:
+    """Look up what is tried.
+
+    Args:
+        task: decides between the two rows.
+        method: a method of the registry.
+
+    Returns:
+        Three radii, rising.
+    """
+    return OTHERS.get(method, (NOISY, CLEAN))[0 if task.noisy else 1]
+
+
+def entries(task: Task, method: str) -> list[Entry]:
+    """List the trainings of a method on a task, each of which runs from every seed.
+
+    Args:
+        task: the task.
+        method: one of :func:`all_methods`.
+
+    Returns:
+        One entry for the base and for the longer base, three for a method.
+    """
+    if method in (BASE, LONGER):
+        return [Entry(method, method, None)]
+    extra = {"gsam": ":rho_min={:g}"}.get(method, "")
+    return [Entry(method, f"{method}:rho={rho:g}" + extra.format(rho / 6), rho) for rho in radii(task, method)]
+
+
+def config_for(task: Task, methods: Sequence[Entry], seeds: int) -> CompareConfig:
+    """Fill in what is trained.
+
+    Args:
+        task: the task.
+        methods: the trainings.
+        seeds: how many seeds.
+
+    Returns:
+        The settings, as the lab's runs take them.
+    """
+    texts = [entry.text for entry in methods if entry.method != LONGER]
+    longer = any(entry.method == LONGER for entry in methods)
+    return replace(task.config, methods=",".join(texts), seeds=seeds, equal_compute=longer)
+
+
+def settings_of(task: Task, entry: Entry) -> str:
+    """Compress everything that decides the numbers of a training, but its seed, into one word.
+
+    Args:
+        task: the task.
+        entry: the training.
+
+    Returns:
+        Ten hexadecimal digits.
+    """
+    base = Entry(BASE, BASE, None)
+    return config_for(task, [base, entry] if entry.method == LONGER else [entry], 1).identity()
