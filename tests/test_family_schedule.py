@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import random
-import socket
 from typing import Any
 
 import pytest
@@ -173,11 +173,12 @@ METHODS_OF_RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_rank(rank: int, port: int, folder: str) -> None:
+def on_rank(rank: int, folder: str) -> None:
     """One of two processes of a DistributedDataParallel training, on its own half of each batch."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting = (pathlib.Path(folder) / "meeting").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     results = {}
     for name, options in METHODS_OF_RANKS.items():
         model = torch.nn.parallel.DistributedDataParallel(network())
@@ -188,7 +189,8 @@ def on_rank(rank: int, port: int, folder: str) -> None:
             opt.step(lambda b, model=model: F.cross_entropy(model(b[0]), b[1]), (x[half], y[half]))
             reasons.append(opt.last.reason)
         results[name] = reasons, flat(model.parameters())
-    torch.save(results, os.path.join(folder, str(rank)))
+    torch.save(results, pathlib.Path(folder) / str(rank))
+    torch.distributed.barrier()  # neither leaves while the other may still talk to it
     torch.distributed.destroy_process_group()
 
 
@@ -196,10 +198,7 @@ def on_rank(rank: int, port: int, folder: str) -> None:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_every_rank_takes_the_same_decision(tmp_path: Any) -> None:
     """Otherwise one rank would wait for the gradients of a second pass that the other never makes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
     one, two = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     for name in METHODS_OF_RANKS:
         assert one[name][0] == two[name][0]
