@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from flatwise.report.figures import COLOURS, DASHES, FAINT, INK
 
-LABEL_HEIGHT = 0.037
+LABEL_HEIGHT = 0.026
 """Of a panel's height: how far apart two labels must be that stand one above the other."""
 MARKERS = ("o", "s", "^", "D")
 
@@ -77,8 +77,8 @@ def draw_costs(panels: Sequence[tuple[str, Sequence[Dot]]], file: BinaryIO, *, s
         )
         for dot in dots:
             colour = COLOURS[0] if dot.front else "#999999"
-            style = {"fmt": "o", "markersize": 6 if dot.front else 4, "color": colour, "ecolor": "#cccccc"}
-            axes.errorbar(dot.cost, dot.accuracy, yerr=dot.half_width, elinewidth=1, zorder=3 + dot.front, **style)
+            style = {"fmt": "o", "markersize": 6 if dot.front else 4, "color": colour, "ecolor": "#dddddd"}
+            axes.errorbar(dot.cost, dot.accuracy, yerr=dot.half_width, elinewidth=0.8, zorder=3 + dot.front, **style)
         axes.set_xscale("log")
         low, high = min(dot.cost for dot in dots), max(dot.cost for dot in dots)
         ticks = [tick for tick in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if low * 0.95 <= tick <= high * 1.05]
@@ -95,36 +95,44 @@ def draw_costs(panels: Sequence[tuple[str, Sequence[Dot]]], file: BinaryIO, *, s
 
 
 def _label(axes: Any, dots: Sequence[Dot]) -> None:
-    """Write every name to the right of its dot, moved up or down to the nearest free place."""
+    """Write every name beside its dot, in the nearest place that no dot and no other name has."""
     axes.figure.draw_without_rendering()
     inverse = axes.transAxes.inverted()
     places = {dot: inverse.transform(axes.transData.transform((dot.cost, dot.accuracy))) for dot in dots}
-    taken: list[tuple[float, float, float]] = []
+    taken = [(x - 0.006, x + 0.006, y) for x, y in places.values()]
     for dot in sorted(dots, key=lambda dot: (not dot.front, -dot.accuracy)):
         x, y = places[dot]
-        left, width = x + 0.012, 0.0125 * len(dot.label) + 0.01
-
-        def free(height: float, left: float = left, width: float = width) -> bool:
-            return all(
-                abs(height - other) >= LABEL_HEIGHT or left + width < start or left > end for start, end, other in taken
-            )
-
-        offsets = sorted((step * LABEL_HEIGHT / 3 for step in range(-60, 61)), key=abs)
-        height = next((y + offset for offset in offsets if 0.02 < y + offset < 0.98 and free(y + offset)), y)
+        width = 0.0115 * len(dot.label) + 0.005
+        choices = [
+            (abs(step) + (2 if side < 0 else 0), side, y + step * LABEL_HEIGHT / 2)
+            for step in range(-40, 41)
+            for side in (1, -1)
+        ]
+        left, height, side = x + 0.012, y, 1
+        for _, side, height in sorted(choices):
+            left = x + 0.012 if side > 0 else x - 0.012 - width
+            if left >= 0 and 0.01 < height < 0.99 and _free(left, left + width, height, taken):
+                break
         taken.append((left, left + width, height))
-        moved = abs(height - y) > LABEL_HEIGHT
+        moved = abs(height - y) >= LABEL_HEIGHT
+        line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "relpos": (0 if side > 0 else 1, 0.5)}
         axes.annotate(
             dot.label,
             (dot.cost, dot.accuracy),
-            (left, height),
+            (left if side > 0 else left + width, height),
             textcoords="axes fraction",
-            fontsize=8,
+            fontsize=7.5,
             va="center",
+            ha="left" if side > 0 else "right",
             color=COLOURS[0] if dot.front else INK,
             fontweight="bold" if dot.front else "normal",
-            arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "linewidth": 0.6} if moved else None,
+            arrowprops={**line, "shrinkA": 0, "shrinkB": 2} if moved else None,
             zorder=5,
         )
+
+
+def _free(left: float, right: float, height: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    return all(abs(height - other) >= LABEL_HEIGHT * 0.8 or right < start or left > end for start, end, other in taken)
 
 
 def draw_radii(panels: Sequence[tuple[str, Sequence[Curve]]], file: BinaryIO, *, subtitle: str) -> None:
@@ -162,7 +170,9 @@ def draw_radii(panels: Sequence[tuple[str, Sequence[Curve]]], file: BinaryIO, *,
         axes.tick_params(labelsize=7.5)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    figure.supxlabel("rho (each method has a scale of its own)", fontsize=9.5, color=INK)
+    # Not one label for the whole figure: the legend would lie on it.
+    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("rho", fontsize=9, color=INK)
     figure.supylabel("test accuracy minus SGD's, points", fontsize=9.5, color=INK)
     _title(figure, "Accuracy against the radius", subtitle)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False)

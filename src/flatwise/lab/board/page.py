@@ -41,7 +41,7 @@ def write_page(tasks: Sequence[Task], store: Store, page: Path) -> None:
     parts = [text.partition(BEGIN)[0] + BEGIN]
     if shown:
         _draw(shown, store.folder)
-        parts.append(_pictures(os.path.relpath(store.folder, page.parent)))
+        parts.append(_pictures(store.folder, os.path.relpath(store.folder, page.parent)))
     parts += [_task(task, rows, store) for task, rows in tables]
     parts += ["## The radii tried", _radii_table(tasks)]
     write_atomically(page, lambda file: file.write(("\n\n".join(parts) + "\n").encode()))
@@ -82,12 +82,13 @@ def _draw(shown: Sequence[tuple[Task, Sequence[Row]]], folder: Path) -> None:
         write_atomically(folder / RADII, lambda file: file.write(picture.getvalue()))
 
 
-def _pictures(folder: str) -> str:
-    return (
-        "## Pictures\n\n"
-        f"![Test accuracy against the time of a training, with the Pareto front]({folder}/{COSTS})\n\n"
-        f"![Test accuracy minus SGD's against rho, a panel for each method]({folder}/{RADII})"
-    )
+def _pictures(store: Path, folder: str) -> str:
+    captions = {
+        COSTS: "Test accuracy against the time of a training, with the Pareto front",
+        RADII: "Test accuracy minus SGD's against rho, a panel for each method",
+    }
+    lines = [f"![{caption}]({folder}/{name})" for name, caption in captions.items() if (store / name).exists()]
+    return "\n\n".join(["## Pictures", *lines])
 
 
 def _task(task: Task, rows: Sequence[Row], store: Store) -> str:

@@ -34,6 +34,7 @@ OTHERS: dict[str, tuple[Radii, Radii]] = {
     "random": ((0.005, 0.015, 0.05), (0.002, 0.005, 0.015)),
     # The radius falls with the learning rate, to a sixth as in the recipe of its authors.
     "gsam": ((0.1, 0.3, 0.6), (0.04, 0.1, 0.3)),
+    "every-k": (NOISY, (0.05, 0.1, 0.2)),
     "looksam": ((0.1, 0.3, 1.0), (0.05, 0.1, 0.3)),
     "bsam": ((0.01, 0.03, 0.1), (0.003, 0.01, 0.03)),
 }

@@ -103,9 +103,6 @@ def train(
         runs: folder for what is not finished yet.
         workers: processes side by side.
         fresh: train again what the store holds.
-
-    Raises:
-        LabError: a training left no result.
     """
     wanted = list(dict.fromkeys([BASE, *methods]))
     for task in tasks:
