@@ -149,13 +149,15 @@ def test_looksam_keeps_what_is_orthogonal_to_g_over_all_parameters_jointly() -> 
     before: list[Tensor] = []
     for step, batch in enumerate(data):
         problem.begin(step)
-        g = problem.gradient(flat(model.parameters()))
+        w = flat(model.parameters())
+        g, gs = paper.two_gradients(problem, w, 0.1)
         reseed(step)
         opt.step(lambda b: F.cross_entropy(model(b[0]), b[1]), batch)
         kept = kept_parts(opt)
         if step % 5:
             assert all(map(torch.equal, kept, before))
         else:
+            torch.testing.assert_close(flat(kept), gs - (gs @ g) / (g @ g) * g, rtol=0, atol=1e-12)
             length = float(flat(kept).norm() * g.norm())
             assert abs(float(flat(kept) @ g)) < 1e-13 * length
             parts = [(a.flatten() @ b.flatten()).abs() for a, b in zip(kept, problem.cut(g), strict=True)]
