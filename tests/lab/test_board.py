@@ -64,6 +64,7 @@ def test_the_store_keeps_each_training_once(tmp_path: Path) -> None:
     store.add(TASK, second, result(0), "torch")
     assert {seed: run["test_accuracy"] for seed, run in store.runs(TASK, first).items()} == {1: 0.75}
     assert set(store.runs(TASK, second)) == {0}
+    assert len(json.loads(store.path(TASK, "sam").read_text())["runs"]) == 2
     # A training under other settings is another training.
     assert store.runs(replace(TASK, config=replace(SMALL, epochs=2)), first) == {}
 
