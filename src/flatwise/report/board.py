@@ -102,6 +102,7 @@ def _label(axes: Any, dots: Sequence[Dot]) -> None:
     taken = [(x - 0.006, x + 0.006, y) for x, y in places.values()]
     for dot in sorted(dots, key=lambda dot: (not dot.front, -dot.accuracy)):
         x, y = places[dot]
+        y += LABEL_HEIGHT * 0.8 * dot.front  # beside its dot the name would lie on the line of the front
         width = 0.0115 * len(dot.label) + 0.005
         choices = [
             (abs(step) + (2 if side < 0 else 0), side, y + step * LABEL_HEIGHT / 2)
