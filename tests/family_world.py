@@ -8,24 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import flatwise
-
 SAMPLES, INPUTS, WIDTH, CLASSES, STEPS = 12, 6, 8, 3, 50
 DECAY = 1e-3
-RANKS = ("k-sam", "esam-sds")
-"""Methods whose loss function returns one loss for each sample."""
-
-
-def needed(name: str, model: nn.Module, steps: int = 10) -> dict[str, Any]:
-    """Return what a method needs, and fail where nobody has said what that is."""
-    values = {
-        "p": float("inf"), "total_steps": steps, "micro_batch_size": 5, "model": model, "warmup_steps": 3,
-        "train_size": 60,
-    }  # fmt: skip
-    needs = flatwise.variant_info(name).needs
-    unknown = [option for option in needs if option not in values]
-    assert not unknown, f"tests/family_world.py must say what {name!r} is given for {unknown}"
-    return {option: values[option] for option in needs}
 
 
 def network(*, dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_world import RANKS, batches, flat, network
+from tests.family_cases import ranks
+from tests.family_world import batches, flat, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -22,9 +23,7 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
 
 def train(name: str, model: nn.Module, steps: int = 12, opt: Any = None, **options: Any) -> Any:
     opt = opt or flatwise.create(name, sgd(model), **options)
-    reduction = (
-        "none" if name in RANKS and min(opt._batching.top_fraction, opt._batching.rising_fraction) < 1 else "mean"
-    )
+    reduction = "none" if ranks(name) and min(opt._batching.top_fraction, opt._batching.rising_fraction) < 1 else "mean"
     for t, batch in enumerate(batches(steps, torch.float32)):
         torch.manual_seed(t)
         opt.step(lambda b: F.cross_entropy(model(b[0]), b[1], reduction=reduction), batch)

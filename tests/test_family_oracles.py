@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_world import RANKS, STEPS, AdamW, Momentum, World, batches, flat, network
+from tests.family_cases import ranks
+from tests.family_world import STEPS, AdamW, Momentum, World, batches, flat, network
 from torch.nn import functional as F
 
 import flatwise
@@ -66,7 +67,7 @@ def train(name: str, options: dict[str, Any], base: Any, lr: Any) -> tuple[list[
     if options.get("model") is True:
         options = {**options, "model": model}
     opt = flatwise.create(name, base.make(model, lr(0) if callable(lr) else lr), **options)
-    reduction = "none" if name in RANKS else "mean"
+    reduction = "none" if ranks(name) else "mean"
 
     def loss_fn(batch: Any) -> torch.Tensor:
         return F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)

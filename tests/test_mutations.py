@@ -73,7 +73,7 @@ MUTATIONS = {
         "        saved = {**self.base_optimizer.state_dict(), 'state': {}}",
         "test_state.py",
     ),
-    "steps not counted": ("optimizer.py", "group[_STEP] += 1", "group[_STEP] += 0", "test_state.py test_record.py"),
+    "steps not counted": ("optimizer.py", "group[STEP] += 1", "group[STEP] += 0", "test_state.py test_record.py"),
     "a copy loses its schedule": (
         "optimizer.py",
         "self.__dict__[name] for name in (*kept, *slots)",

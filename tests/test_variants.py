@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from tests.core_cases import X, Y, assert_same, mlp, sgd, snapshot
-from tests.family_world import RANKS, needed
+from tests.family_cases import options_of, ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,11 +39,14 @@ PASSES = {
 @pytest.mark.parametrize("name", list_variants())
 def test_every_method_steps(name):
     model = nn.Sequential(nn.LayerNorm(6), mlp()) if name == "sam-on" else mlp()
-    opt = create(name, sgd(model), **needed(name, model))
+    options = options_of(name, model)
+    if "total_steps" in options:
+        options["total_steps"] = 10
+    opt = create(name, sgd(model), **options)
     assert isinstance(opt, BSAM if name == "bsam" else SAM)
     assert opt.param_groups[0]["rho"] == variant_info(name).rho
     before = snapshot(model)
-    reduction = "none" if name in RANKS else "mean"
+    reduction = "none" if ranks(name) else "mean"
     losses, active, passes = [], 0, 0.0
     for _ in range(10):
         losses.append(float(opt.step(lambda b: F.cross_entropy(model(b[0]), b[1], reduction=reduction), (X, Y))))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from flatwise.directions import Direction, Gradient
-from flatwise.norms import combine, joint_norm, packs
+from flatwise.norms import combine, filter_norms, joint_norm, packs
 from flatwise.weights import Displacement, Piece
 
 
@@ -157,7 +157,7 @@ class Ball:
     def scaling(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """Return T for each tensor of weights (of gradients, for ``"fisher"``), in a shape that broadcasts."""
         if self.adaptive == "filter":
-            scales = [_filter_norms(w) for w in sources]
+            scales = [filter_norms(w) for w in sources]
         elif self.adaptive == "fisher":
             return [(1 + self.eta * g.square()).rsqrt() for g in sources]
         else:
@@ -228,7 +228,7 @@ class Ball:
     def _scaling_of(self, source: Tensor) -> Tensor:
         if self.adaptive == "fisher":
             return 1 / (1 + self.eta * source**2).sqrt()
-        return (_filter_norms(source) if self.adaptive == "filter" else source.abs()) + self.eta
+        return (filter_norms(source) if self.adaptive == "filter" else source.abs()) + self.eta
 
     def _whole_profile(self, scaled: Sequence[Tensor]) -> list[Tensor]:
         """Return ``sign(s) |s|^(q-1) / ||s||_q^(q-1)``, over all tensors jointly."""
@@ -246,14 +246,6 @@ class Ball:
         # |s|^(q-1) has an infinite slope at 0 for p > 2; an element that is 0 has no share in the perturbation.
         safe = [torch.where(s == 0, norm.detach(), s).abs() for s in scaled]
         return [s.sign() * (a / norm) ** (self.q - 1) for s, a in zip(scaled, safe, strict=True)]
-
-
-def _filter_norms(w: Tensor) -> Tensor:
-    """Return the norm of each slice of the first dimension, in a shape that broadcasts to that of ``w``."""
-    if w.dim() < 2:
-        return w.abs()
-    norms: Tensor = torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
-    return norms
 
 
 @dataclass(frozen=True)

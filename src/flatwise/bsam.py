@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,13 +28,14 @@ from torch.optim import Optimizer
 
 from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
+from flatwise.memory import STEP
 from flatwise.norms import all_finite, combine, joint_norm
 from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
+from flatwise.schedule import StepNoise
 from flatwise.weights import Displacement, Piece
 
 _NO_BATCH: Any = object()
-_STEP = "sam_step"
 _NO_CLOSURE = """bSAM needs two gradients per step, so opt.step() cannot work alone. Write one of:
     opt.step(closure)            # closure: opt.zero_grad(), forward, loss.backward(), return loss; runs twice
     opt.step(loss_fn, batch)     # loss_fn(batch) returns the mean loss; flatwise does the rest"""
@@ -91,7 +93,7 @@ class BSAM(Optimizer):
             raise ValueError(f"initial_precision must be a finite number > 0, got {initial_precision!r}")
         defaults = {
             "lr": lr, "rho": checked_radius(rho), "betas": betas, "weight_decay": weight_decay, "damping": damping,
-            "initial_precision": initial_precision, "train_size": train_size, "noise_seed": noise_seed, _STEP: 0,
+            "initial_precision": initial_precision, "train_size": train_size, "noise_seed": noise_seed, STEP: 0,
         }  # fmt: skip
         super().__init__(params, defaults)
         if any(p.is_complex() for p in self._params()):
@@ -150,7 +152,7 @@ class BSAM(Optimizer):
             return None
         own = batch is not _NO_BATCH
         run: Callable[[], Any] = from_loss_fn(closure, batch, self._clear) if own else closure
-        step = int(self.param_groups[0][_STEP])
+        step = int(self.param_groups[0][STEP])
         rhos = [checked_radius(group["rho"]) for group in self.param_groups]
         self.last = record = StepRecord(step=step, rho=max(rhos))
         displacement, guard = Displacement(), self._guard
@@ -158,11 +160,8 @@ class BSAM(Optimizer):
         try:
             displacement.add(self._noise(step), 1.0)
             torch.clear_autocast_cache()
-            if own:
+            with nullcontext() if own else refuse_stale_gradients(self.param_groups):
                 record._loss = loss = first_pass(run)
-            else:
-                with refuse_stale_gradients(self.param_groups):
-                    record._loss = loss = first_pass(run)
             displacement.undo()
             guard.first_pass_done()
             guard.between()
@@ -179,7 +178,7 @@ class BSAM(Optimizer):
             self._close(displacement)
         self._update(first, record)
         for group in self.param_groups:
-            group[_STEP] += 1
+            group[STEP] += 1
         return loss
 
     def _close(self, displacement: Displacement) -> None:
@@ -200,19 +199,16 @@ class BSAM(Optimizer):
 
     @torch.no_grad()
     def _noise(self, step: int) -> list[Piece]:
-        generators: dict[torch.device, torch.Generator] = {}
+        draws: dict[int, StepNoise] = {}
         pieces = []
         for group in self.param_groups:
+            seed = group["noise_seed"]
             for param in group["params"]:
                 if not (param.requires_grad and param.numel()):
                     continue
-                if param.device not in generators:
-                    seed = (group["noise_seed"] * 1_000_003 + step) % 2**63
-                    generators[param.device] = torch.Generator(param.device).manual_seed(seed)
+                generator = draws.setdefault(seed, StepNoise(seed, step)).generator(param.device)
                 _, precision = self._state(param, group)
-                noise = torch.randn(
-                    param.shape, generator=generators[param.device], dtype=param.dtype, device=param.device
-                )
+                noise = torch.randn(param.shape, generator=generator, dtype=param.dtype, device=param.device)
                 noise.div_((group["train_size"] * precision).sqrt_())
                 pieces.append(Piece(param, noise, param, noise))
         return pieces

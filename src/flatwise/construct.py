@@ -73,7 +73,7 @@ def check_fit(ascent: GradientAscent, descent: Descent, schedule: Schedule, batc
         and part,
         f"{name} keeps one part for the whole batch: leave micro_batch_size out": descent.reuses and m is not None,
         f"a decoupled {name} acts once on the whole batch: leave micro_batch_size out, or use decoupled=False": (
-            getattr(descent, "decoupled", False) and m is not None
+            descent.adds_late and m is not None
         ),
         f"{type(schedule).__name__} decides by the gradient at w, which direction={direction} does not compute": (
             schedule.needs_norm and one_pass

@@ -28,18 +28,21 @@ class Descent:
     Attributes:
         needs_clean: whether the gradient at w is kept for :meth:`combine` (one more copy of the weights' size).
         reuses: whether steps without a second pass go through :meth:`reuse`.
-        adds_late: whether :meth:`combine` may return something to be added after the base's step.
         needs_output: whether the second pass starts from the output gradients of the first (see ``functional``).
     """
 
     needs_clean: ClassVar[bool] = False
     reuses: ClassVar[bool] = False
-    adds_late: ClassVar[bool] = False
     needs_output: ClassVar[bool] = False
 
     @property
     def adds_term(self) -> bool:
         """Whether the term that SAM drops is added."""
+        return False
+
+    @property
+    def adds_late(self) -> bool:
+        """Whether :meth:`combine` returns something to be added after the base's step."""
         return False
 
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:

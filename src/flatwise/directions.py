@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatwise.memory import Memory
-from flatwise.norms import COARSE, joint_norm
-from flatwise.weights import SWAP_FROM, Piece
+from flatwise.norms import COARSE, filter_norms, joint_norm
+from flatwise.schedule import StepNoise
+from flatwise.weights import Piece, may_hold_copy
 
 
 @dataclass(frozen=True)
@@ -259,25 +260,16 @@ class Noise(Direction):
 
     @torch.no_grad()
     def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
-        generators: dict[torch.device, torch.Generator] = {}
+        draws = StepNoise(self.noise_seed, step)
         for param in params:
             weight = real(param.detach())
             if not weight.numel():
                 continue
-            generator = generators.get(weight.device)
-            if generator is None:
-                # Consecutive seeds give unrelated streams; the factor keeps the steps of two seeds apart.
-                seed = (self.noise_seed * 1_000_003 + step) % 2**63
-                generators[weight.device] = generator = torch.Generator(weight.device).manual_seed(seed)
+            generator = draws.generator(weight.device)
             dtype = torch.float32 if weight.dtype in COARSE else weight.dtype
             noise = torch.randn(weight.shape, generator=generator, dtype=dtype, device=weight.device)
             if self.filter_scaled:
-                dims = tuple(range(1, weight.dim()))
-                noise *= torch.linalg.vector_norm(weight, dim=dims, keepdim=True) if dims else weight.abs()
+                noise *= filter_norms(weight)
             noise = noise.to(weight.dtype)
-            yield Piece(weight, noise, param, noise, owned=_may_swap(weight, noise))
-
-
-def _may_swap(weight: Tensor, noise: Tensor) -> bool:
-    host = weight.device.type == "cpu" and weight.dtype not in COARSE
-    return host and weight.numel() >= SWAP_FROM and weight.is_contiguous() and noise.is_contiguous()
+            owned = weight.is_cpu and may_hold_copy(noise, weight)
+            yield Piece(weight, noise, param, noise, owned=owned)

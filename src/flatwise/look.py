@@ -54,6 +54,19 @@ class Method:
         """Whether a step needs no gradient at w."""
         return not self.ascent.direction.uses_gradient
 
+    def params(self) -> list[Tensor]:
+        """Return the parameters of all groups."""
+        return [p for group in self.base.param_groups for p in group["params"]]
+
+    def clear(self) -> None:
+        """Remove all gradients."""
+        for param in self.params():
+            param.grad = None
+
+    def has_gradients(self) -> bool:
+        """Tell whether any parameter has a gradient."""
+        return any(p.grad is not None for group in self.base.param_groups for p in group["params"])
+
 
 class Look:
     """The displaced state between the two passes of a step.
@@ -84,7 +97,7 @@ class Look:
         """
         direction = self._ascent.direction
         if self._method.descent.needs_clean and self._clean is None:
-            self._clean = [p.grad for p in self._params()]
+            self._clean = [p.grad for p in self._method.params()]
         if direction.streams:
             moved = self._stream()
         else:
@@ -103,9 +116,6 @@ class Look:
         torch.clear_autocast_cache()  # autocast would go on using casts of the weights as they were
         self.moved = self.moved or moved
         return moved
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self._groups for p in group["params"]]
 
     def _pieces(self) -> list[tuple[float, list[Piece], bool]]:
         """Return the radius, the pieces and whether they are scaled, of every part that has any."""
@@ -213,11 +223,6 @@ class Look:
             parts.append(part)
         return joint_norm(parts, ball.p)
 
-    def drop_gradients(self) -> None:
-        """Start a pass without gradients."""
-        for param in self._params():
-            param.grad = None
-
     @contextmanager
     def only_what_moves(self) -> Iterator[bool]:
         """Run the first pass without the gradients of parameters that do not move, where nothing else needs them.
@@ -231,9 +236,9 @@ class Look:
             and not (method.descent.needs_clean or method.schedule.needs_norm or method.descent.adds_term)
             and not (torch.distributed.is_available() and torch.distributed.is_initialized())
         )
-        moving = {p for p in method.selection.moving(self._params()) if p.requires_grad} if cheap else set()
+        moving = {p for p in method.selection.moving(self._method.params()) if p.requires_grad} if cheap else set()
         # Where all that would move is frozen, nothing would be left to differentiate.
-        still = [p for p in self._params() if p.requires_grad and p not in moving] if moving else []
+        still = [p for p in self._method.params() if p.requires_grad and p not in moving] if moving else []
         try:
             for param in still:
                 param.requires_grad_(False)
@@ -248,13 +253,14 @@ class Look:
         Returns:
             What is to be taken from the weights after the base's step.
         """
-        descent, params = self._method.descent, self._params()
-        if all(p.grad is None for p in params):
+        method = self._method
+        combines = self.moved and self._clean is not None
+        reuses = method.descent.reuses and self._record._reason == "schedule"
+        if not (combines or reuses) or not method.has_gradients():
             return None
         if self.moved and self._clean is not None:
-            return descent.combine(params, self._clean, self._method.memory)
-        if descent.reuses and self._record._reason == "schedule":
-            descent.reuse(params, self._method.memory)
+            return method.descent.combine(method.params(), self._clean, method.memory)
+        method.descent.reuse(method.params(), method.memory)
         return None
 
     def undo(self) -> None:
@@ -277,9 +283,9 @@ class Look:
         Raises:
             RuntimeError: if the closure makes gradients that cannot be differentiated.
         """
-        params = self._params()
+        params = self._method.params()
         kept = [p.grad for p in params]
-        self.drop_gradients()
+        self._method.clear()
         self._guard.rewind()
         with warnings.catch_warnings(), KeepGraph() as mode:
             warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")

@@ -16,6 +16,9 @@ from flatwise.norms import COARSE
 PREFIX = "sam_"
 """Begins the name of every entry of a saved state, and of every entry of a group, that is flatwise's."""
 
+STEP = PREFIX + "step"
+"""The entry of a group that counts the steps."""
+
 
 class Memory:
     """Named tensors per parameter."""

@@ -130,7 +130,6 @@ class WeightedSharpness(Descent):
     gamma: float = 0.9
     decoupled: bool = True
     needs_clean: ClassVar[bool] = True
-    adds_late: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check gamma.
@@ -140,6 +139,10 @@ class WeightedSharpness(Descent):
         """
         if not (isinstance(self.gamma, int | float) and 0 <= self.gamma < 1):
             raise ValueError(f"gamma must be in [0, 1), got {self.gamma!r}")
+
+    @property
+    def adds_late(self) -> bool:  # noqa: D102
+        return self.decoupled
 
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102

@@ -176,6 +176,21 @@ def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
     return 0 < value < math.inf and low < q * math.log10(value) < high
 
 
+def filter_norms(w: Tensor) -> Tensor:
+    """Return the norm of each slice of the first dimension, in a shape that broadcasts to that of ``w``.
+
+    Args:
+        w: real; in a tensor of one dimension each element is its own slice.
+
+    Returns:
+        Shape (n, 1, ..., 1), or that of ``w``.
+    """
+    if w.dim() < 2:
+        return w.abs()
+    norms: Tensor = torch.linalg.vector_norm(w, dim=tuple(range(1, w.dim())), keepdim=True)
+    return norms
+
+
 def joint_dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     """Return the inner product of two lists of tensors, each taken as one vector, without waiting for a device.
 

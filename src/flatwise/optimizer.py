@@ -30,7 +30,7 @@ from flatwise.descent import Descent, Late, PerturbedGradient
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
-from flatwise.memory import PREFIX, Memory, split_state
+from flatwise.memory import PREFIX, STEP, Memory, split_state
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
 from flatwise.run import Run
@@ -39,7 +39,6 @@ from flatwise.select import select
 from flatwise.update import add_late, forget_verdict, withhold_nonfinite
 
 _NO_BATCH: Any = object()
-_STEP = "sam_step"
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
@@ -202,12 +201,12 @@ class SAM(Optimizer):
     def _adopt_groups(self) -> None:
         """Give radii to groups that are new to us, also when they were added to the base."""
         groups = self.base_optimizer.param_groups
-        if len(groups) == self._guarded and all(_STEP in group and self._rho_key in group for group in groups):
+        if len(groups) == self._guarded and all(STEP in group and self._rho_key in group for group in groups):
             return
         self._fixed += [self._rho_key in group for group in groups[len(self._fixed) :]]
         for group in groups:
             group.setdefault(self._rho_key, self._default_rho)
-            group.setdefault(_STEP, 0)
+            group.setdefault(STEP, 0)
         if len(groups) > self._guarded:
             self._guard.expect(p for g in groups[self._guarded :] for p in g["params"])
             model = self._model()
@@ -329,7 +328,7 @@ class SAM(Optimizer):
         if self._look is None:
             raise RuntimeError("second_step() without first_step(): call loss.backward(), then opt.first_step()")
         self.restore()
-        if not self._has_gradients():
+        if not self._method.has_gradients():
             self._armed = False
             raise RuntimeError("no gradients for second_step(): run the second forward and backward pass before it")
         self.step()
@@ -398,7 +397,7 @@ class SAM(Optimizer):
                 "opt.step(closure) for the last three"
             )
         one_pass = self._method.one_pass
-        if always and not one_pass and not self._has_gradients():
+        if always and not one_pass and not self._method.has_gradients():
             raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")
         record, active = self._begin()
         if not one_pass:
@@ -412,7 +411,7 @@ class SAM(Optimizer):
         try:
             moved = active and look.displace()
             if moved or always:
-                look.drop_gradients()
+                self._method.clear()
                 if not one_pass:
                     self._guard.between()
         except BaseException:
@@ -459,13 +458,10 @@ class SAM(Optimizer):
         self._count()
         return loss
 
-    def _has_gradients(self) -> bool:
-        return any(p.grad is not None for group in self.param_groups for p in group["params"])
-
     def _begin(self) -> tuple[StepRecord, bool]:
         """Open the record of a step, and bring the radii up to date."""
         self._adopt_groups()
-        step = int(self.param_groups[0][_STEP])
+        step = int(self.param_groups[0][STEP])
         if self._rho_function is not None:
             radius = checked_radius(self._rho_function(step))
             for group, fixed in zip(self.param_groups, self._fixed, strict=True):
@@ -502,7 +498,7 @@ class SAM(Optimizer):
 
     def _count(self) -> None:
         for group in self.param_groups:
-            group[_STEP] += 1
+            group[STEP] += 1
 
     def _before_base_step(self, *_: Any) -> None:
         if self._look is not None:
@@ -514,8 +510,7 @@ class SAM(Optimizer):
             self._unchecked = False
             self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last, self._late)
             if self.last.rho:
-                params = [p for g in self.param_groups for p in g["params"]]
-                self._ascent.direction.learn(params, self._memory, self.last._finite)
+                self._ascent.direction.learn(self._method.params(), self._memory, self.last._finite)
 
     def _after_base_step(self, *_: Any) -> None:
         if self._verdict_left:

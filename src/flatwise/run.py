@@ -95,11 +95,11 @@ class Run:
                 if loss is not None:
                     losses.append(loss * share)
             record._loss = record._perturbed_loss = None
-            for param in self._params():
+            for param in self.method.params():
                 if param.grad is not None:
                     known, grad = total.get(param), param.grad * share
                     total[param] = grad if known is None else known.add_(grad)
-        self.clear()
+        self.method.clear()
         for param, grad in total.items():
             param.grad = grad
         record._loss = sum(clean) if clean else None
@@ -109,11 +109,11 @@ class Run:
     def _batch_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
         batching = self.method.batching
         ranks = batching.ranks
+        if self.active and batching.top_fraction < 1:
+            return self._top_part(loss_fn, part, share)
         samples = count(part) if ranks else None
         before: list[Tensor] = []
-        descend = from_loss_fn(loss_fn, part, self.clear, samples, before.append)
-        if self.active and ranks and batching.top_fraction < 1:
-            return self._top_part(loss_fn, part, share)
+        descend = from_loss_fn(loss_fn, part, self.method.clear, samples, before.append)
         if self.active and ranks:
             cost = Cost(second=batching.rising_fraction)
             rising = self._rising(loss_fn, part, before)
@@ -121,7 +121,7 @@ class Run:
         seen = batching.for_ascent(part) if self.active else part
         if seen is part:
             return self._part(descend, descend, share=share, own=True)
-        ascend = from_loss_fn(loss_fn, seen, self.clear)
+        ascend = from_loss_fn(loss_fn, seen, self.method.clear)
         cost = Cost(first=batching.ascent_fraction)
         return self._part(ascend, descend, share=share, cost=cost, own=True, split=True)
 
@@ -134,7 +134,7 @@ class Run:
             guard.first_pass_done()
             guard.between()
             index = largest(losses, batching.top_fraction)
-            closure = from_loss_fn(loss_fn, pick(part, index), self.clear, index.numel())
+            closure = from_loss_fn(loss_fn, pick(part, index), self.method.clear, index.numel())
             cost = Cost(batching.top_fraction, batching.top_fraction)
             self._part(closure, closure, share=share, cost=cost, own=True, ranked=True)
         finally:
@@ -149,7 +149,7 @@ class Run:
             after = self._losses(loss_fn, part)
             index = largest(after - before[0], self.method.batching.rising_fraction)
             self.guard.rewind()
-            return from_loss_fn(loss_fn, pick(part, index), self.clear, index.numel())()
+            return from_loss_fn(loss_fn, pick(part, index), self.method.clear, index.numel())()
 
         return closure
 
@@ -196,31 +196,30 @@ class Run:
                 guard.first_pass_done()
             record.closure_calls += 1
             record.passes += share * cost.first
-            if not self.has_gradients():
+            if not self.method.has_gradients():
                 raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
             if one_pass:
                 return loss
-            if self.active and not self.accepts():
-                return self._inactive(look, loss)
-            if not self.active:
-                return self._inactive(look, loss)
+            if not (self.active and self.accepts()):
+                look.finish()
+                return loss
             look.keep_random = split
             moved = look.displace()
             if not (moved or split or cheap):
                 return loss
-            look.drop_gradients()
+            self.method.clear()
             if not ranked:
                 guard.between()
             for _ in range(steps - 1):
                 later_pass(ascend)
                 look.displace()
-                look.drop_gradients()
+                self.method.clear()
                 guard.rewind()
             with nullcontext() if self.outputs is None else self.outputs.put():
                 record._perturbed_loss = later_pass(descend)
             record.closure_calls += steps
             record.passes += share * (cost.second + cost.first * (steps - 1))
-            if not self.has_gradients():
+            if not self.method.has_gradients():
                 raise RuntimeError(
                     "the closure left no gradients in its second run: it must call loss.backward() each time"
                 )
@@ -251,31 +250,14 @@ class Run:
             look.close()  # interrupted: what is restored must be restored whole
             raise
 
-    def _inactive(self, look: Look, loss: Loss) -> Loss:
-        look.undo()
-        look.finish()
-        return loss
-
     def accepts(self) -> bool:
         """Ask a schedule that decides by the gradient, with the first gradient in ``.grad``."""
         schedule = self.method.schedule
         if not schedule.needs_norm:
             return True
-        norm = float(joint_norm([real(p.grad) for p in self._params() if p.grad is not None]))
+        norm = float(joint_norm([real(p.grad) for p in self.method.params() if p.grad is not None]))
         groups = self.method.base.param_groups
         accepted = schedule.accepts(norm**2, self.record.step, groups[0])
         if not accepted:
             self.record._reason = "schedule"
         return accepted
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.method.base.param_groups for p in group["params"]]
-
-    def clear(self) -> None:
-        """Remove all gradients."""
-        for param in self._params():
-            param.grad = None
-
-    def has_gradients(self) -> bool:
-        """Tell whether any parameter has a gradient."""
-        return any(p.grad is not None for p in self._params())

@@ -11,8 +11,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 Radius = float | Callable[[int], float]
 """A radius: a number, or a function of the step (0, 1, 2, ...) that returns one."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of one step's draws: a function of seed and step, so that ranks and resumed runs agree.
+
+    Args:
+        seed: of the training.
+        step: index of the step. Consecutive seeds give unrelated streams; the factor keeps the steps of two apart.
+
+    Returns:
+        The seed.
+    """
+    return seed * 1_000_003 + step
+
+
+class StepNoise:
+    """Draws the noise of one step from generators of its own, one on each device.
+
+    Args:
+        seed: of the training.
+        step: index of the step.
+    """
+
+    def __init__(self, seed: int, step: int) -> None:
+        self._seed = step_seed(seed, step) % 2**63
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the generator of a device, which goes on from its last draw."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
 
 
 @dataclass(frozen=True)
@@ -88,7 +122,7 @@ class Schedule:
         """
         if step < self.warmup_steps or step % self.every:
             return False
-        if self.probability < 1 and random.Random(self.seed * 1_000_003 + step).random() >= self.probability:
+        if self.probability < 1 and random.Random(step_seed(self.seed, step)).random() >= self.probability:
             return False
         start, stop = self.window
         if (start, stop) == (0, 1) or self.total_steps is None:

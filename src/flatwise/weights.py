@@ -128,16 +128,27 @@ def _piece(param: Tensor, source: Tensor, owned: bool, find_rows: bool, whole: b
         rows = _nonzero_rows(grad)
         if rows is not None:
             return Piece(param, grad.index_select(0, rows), param, source, rows)
-    owned = (
-        owned
-        and grad.numel() >= SWAP_FROM
+    return Piece(param, grad, param, source, owned=owned and may_hold_copy(grad, param))
+
+
+def may_hold_copy(grad: Tensor, param: Tensor) -> bool:
+    """Tell whether the buffer of a gradient that nobody else sees can, and should, take the copy of its parameter.
+
+    Args:
+        grad: on the CPU.
+        param: same shape.
+
+    Returns:
+        Whether it is large, alike and whole.
+    """
+    return (
+        grad.numel() >= SWAP_FROM
         and grad.dtype == param.dtype
         and grad.dtype not in COARSE
         and grad.is_contiguous()
         and param.is_contiguous()
         and grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
     )
-    return Piece(param, grad, param, source, owned=owned)
 
 
 def _nonzero_rows(grad: Tensor) -> Tensor | None:
