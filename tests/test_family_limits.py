@@ -284,3 +284,25 @@ def test_a_tensor_with_nothing_uphill_does_not_spoil_the_second_order_term() -> 
     opt.step(lambda b: F.cross_entropy(model(b[0]), b[1]), batches(1, torch.float32)[0])
     assert opt.last.updated
     assert flat(model).isfinite().all()
+
+
+def test_a_gradient_that_is_cleared_in_place_is_remembered() -> None:
+    """``stale`` keeps a copy: what the user does with ``.grad`` between steps is not its business."""
+    ends = []
+    for set_to_none in (True, False):
+        model = network(dtype=torch.float32)
+        opt = flatwise.create("stale", sgd(model))
+        for t, (x, y) in enumerate(batches(6, torch.float32)):
+            torch.manual_seed(t)
+
+            def closure(opt: Any = opt, model: Any = model, x: Any = x, y: Any = y, keep: bool = set_to_none) -> Tensor:
+                opt.zero_grad(set_to_none=keep)
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            if not set_to_none and t:
+                opt.zero_grad(set_to_none=False)
+            opt.step(closure)
+        ends.append(flat(model))
+    assert torch.equal(*ends)
