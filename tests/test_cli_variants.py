@@ -79,3 +79,11 @@ def test_a_method_that_cannot_serve_the_optimizer_is_refused_at_once(
     assert main(["compare", "--methods", "sgd,msam", "--momentum", "0", "--out", str(tmp_path)]) == 2
     assert "needs a base optimizer that has one" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_ascii_stream_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["variants"]) == 0
+    stream.flush()
+    assert b"M?llenhoff" in stream.buffer.getvalue()  # type: ignore[attr-defined]

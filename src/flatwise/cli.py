@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, 2 for a mistake in the command, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name with an umlaut must not stop an ASCII terminal
     try:
         import jsonargparse  # noqa: F401
         import rich  # noqa: F401
@@ -176,14 +180,14 @@ def _one_line(message: str) -> str:
     if found is None:
         return text
     name, reason = found[1].replace("-", "_"), found[2]
-    value = re.search(r"(?:Got|Given) value: (\S+)", reason)
+    value = re.search(r"(?:Got|Given) value: ?(\S*)", reason)
     hint: Any = get_type_hints(CompareConfig).get(name)
     choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
     if choices and value is not None:
         word = value[1].strip("'\"")
         return f"{flag(name)}: {word!r} is none of {', '.join(choices)}{nearest(word, choices)}"
     kinds = " or ".join(kind.__name__ for kind in (get_args(hint) or (hint,)) if kind is not type(None))
-    return f"{flag(name)}: expected {kinds}, got {value[1] if value else reason}"
+    return f"{flag(name)}: expected {kinds}, got {(value[1] or repr(value[1])) if value else reason}"
 
 
 def _is_number(word: str) -> bool:

@@ -296,3 +296,18 @@ def test_residual_networks_on_fashion_mnist(tmp_path: Path, model: str) -> None:
     )
     results, _, _ = compare(config)
     assert results["methods"]["sgd"]["test_accuracy"]["mean"] > 0.3
+
+
+def test_a_failure_in_this_process_is_one_error_too(tiny: Make) -> None:
+    # 31 of 32 samples leave a last part of one, which BatchNorm refuses.
+    with pytest.raises(TrainingError, match="more than 1 value per channel"):
+        compare(tiny(methods="sgd,sam:m=31", model="cnn-small", seeds=1, workers=1))
+
+
+def test_a_resumed_run_records_the_workers_of_the_whole(tiny: Make) -> None:
+    config = tiny(methods="sgd,sam", workers=2)
+    whole, folder, _ = compare(config)
+    folder.results.unlink()
+    next(iter(sorted(folder.path.glob("jobs/*.json")))).unlink()
+    again, _, _ = compare(config)
+    assert again["environment"]["workers"] == whole["environment"]["workers"] == 2

@@ -178,3 +178,16 @@ def test_a_terminal_gets_a_frame() -> None:
     stream = io.StringIO()
     print_table(made, Console(file=stream, force_terminal=True, width=120))
     assert "╭" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_nothing_is_cut_off_on_a_terminal(width: int) -> None:
+    made = results({"sgd": runs(SGD), "sam": runs(SAM)})
+    stream = io.StringIO()
+    print_table(made, Console(file=stream, force_terminal=True, width=width, highlight=False, color_system=None))
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    # A name may go on in the next line, at a space; nothing of it may be missing.
+    words = {"sgd", "sam", "(rho", "0.5)", "accuracy,", "points", "2.10", "(2.00-2.20)"}
+    assert words <= set(text.replace("│", " ").split())

@@ -62,7 +62,8 @@ def compare(config: CompareConfig) -> tuple[Result, RunFolder, bool]:
 def _train(config: CompareConfig, methods: list[Method], data: ImageData, folder: RunFolder) -> Result:
     jobs = all_jobs(config)
     pending = _pending(config, jobs, folder)
-    workers = min(config.workers or cores(), max(1, len(pending)))
+    # Of the whole comparison, not of what an interruption left: it says what each training had beside it.
+    workers = min(config.workers or cores(), len(jobs))
     environment = describe(workers)
     write_json(folder.config, _settings(config, methods))
     write_json(folder.environment, environment)
@@ -72,7 +73,7 @@ def _train(config: CompareConfig, methods: list[Method], data: ImageData, folder
         weights={method.name: _passes(method) for method in methods},
         shown=not config.quiet,
     )
-    with bars, Pool(config, folder, workers, bars) as pool:
+    with bars, Pool(config, folder, min(workers, max(1, len(pending))), bars) as pool:
         for number, job in enumerate(jobs):
             if number not in pending:
                 bars({"event": "epoch", "task": number, "epoch": config.epochs * job.method.longer})

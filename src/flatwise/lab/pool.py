@@ -13,13 +13,14 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import TracebackType
 
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import CannotWriteError, TrainingError
+from flatwise.lab.errors import CannotWriteError, LabError, TrainingError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
@@ -94,7 +95,13 @@ class Pool:
 
     def _run_here(self, tasks: Sequence[int | str]) -> None:
         for task in tasks:
-            perform(self._config, self._folder, task, self._on_event)
+            try:
+                perform(self._config, self._folder, task, self._on_event)
+            except LabError:
+                raise
+            except Exception as error:  # one line for the user, as from a worker; the rest is in the log
+                self._folder.worker_log(0).write_text(traceback.format_exc(), encoding="utf-8")
+                raise TrainingError(f"{type(error).__name__}: {error}") from error
             self._on_event({"event": "done", "task": task})
 
     def _give(self, number: int, waiting: deque[int | str]) -> int:

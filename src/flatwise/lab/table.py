@@ -39,16 +39,19 @@ def print_table(results: Result, console: Console) -> None:
     from rich.table import Table
 
     sign = "±" if _can_write("±", console.file) else "+-"
-    table = Table(box=box.ROUNDED if console.is_terminal else box.MARKDOWN)
-    table.add_column("method")
+    terminal = console.is_terminal
+    narrow = terminal and console.width < PLAIN_WIDTH
+    table = Table(box=box.SIMPLE_HEAD if narrow else box.ROUNDED if terminal else box.MARKDOWN)
+    # On a narrow terminal the headings take two lines: the methods' names must stay.
+    table.add_column("method", overflow="fold", min_width=8)
     for heading in (
-        "test accuracy, %",
-        f"minus {results['reference']}, points",
-        "gradients/step",
-        "wall time, s",
-        f"time / {results['base']}",
+        "test|accuracy, %",
+        f"minus {results['reference']},|points",
+        "gradients|/step",
+        "wall|time, s",
+        f"time|/ {results['base']}",
     ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading.replace("|", "\n") if narrow else _one_line(heading), justify="right", no_wrap=True)
     for name, record in results["methods"].items():
         table.add_row(
             _label(name, record, results),
@@ -56,9 +59,13 @@ def print_table(results: Result, console: Console) -> None:
             "" if name == results["reference"] else _with_interval(results["paired"][name]["difference"], sign),
             f"{record['gradient_evaluations_per_step']:.2f}",
             f"{record['wall_time']['mean']:.1f}",
-            _relative(record),
+            _relative(record).replace(" (", "\n(") if narrow else _relative(record),
         )
     console.print(table)
+
+
+def _one_line(heading: str) -> str:
+    return heading.replace("|/step", "/step").replace("|", " ")
 
 
 def print_sentences(sentences: list[str], console: Console) -> None:

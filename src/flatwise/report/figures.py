@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -102,6 +103,7 @@ def _draw_panel(axes: Any, panel: Panel, handles: dict[str, Any]) -> None:
     if panel.limits is not None and axes.get_ylim()[1] > panel.limits[1]:
         axes.set_ylim(top=panel.limits[1])
     axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # no half epochs
     axes.grid(axis="y", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
