@@ -152,8 +152,8 @@ MUTATIONS = {
     ),
     "a part reused where the radius is 0": (
         "look.py",
-        'if descent.reuses and self._record._reason == "schedule":',
-        "if descent.reuses:",
+        'reuses = method.descent.reuses and self._record._reason == "schedule"',
+        "reuses = method.descent.reuses",
         "test_family_limits.py",
     ),
 }
