@@ -190,6 +190,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def begun(lines: Path) -> bool:
+    """Tell whether an epoch is written; a file that is renamed between two looks is looked for again."""
+    try:
+        return any(path.stat().st_size for path in lines.iterdir())
+    except FileNotFoundError:
+        return False
+
+
 def started(config: CompareConfig) -> subprocess.Popen[str]:
     """Start the command and come back when its first epoch is written."""
     words = [sys.executable, "-m", "flatwise", "compare", "--quiet"]
@@ -205,7 +213,7 @@ def started(config: CompareConfig) -> subprocess.Popen[str]:
     )
     lines = Path(config.out) / config.folder_name() / "epochs"
     deadline = time.monotonic() + 240
-    while not (lines.exists() and any(path.stat().st_size for path in lines.iterdir())):
+    while not begun(lines):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
