@@ -124,7 +124,8 @@ def _task(task: Task, rows: Sequence[Row], store: Store) -> str:
 def _protocol(task: Task) -> str:
     config = task.config
     size = f"{config.train_size:,} images, of which a tenth for validation" if config.train_size else "all images"
-    noise = f", {100 * config.label_noise:g} % of the training labels wrong" if config.label_noise else ", all labels right"
+    wrong = 100 * config.label_noise
+    noise = f", {wrong:g} % of the training labels wrong" if wrong else ", all labels right"
     return (
         f"`{config.model}`, {size}{noise}; {config.epochs} epochs of {config.optimizer} with learning rate "
         f"{config.learning_rate:g}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}."
