@@ -1,12 +1,14 @@
 """What a step of each method costs: its limit is the gradients it computes, and the base's step.
 
     python benchmarks/family_cost.py                                   # every method, on mlp and resnet18
-    python benchmarks/family_cost.py --models mlp --methods msam gsam --turns 21
-    python benchmarks/family_cost.py --out record.json                 # keep the record
+    python benchmarks/family_cost.py --models resnet18-224 --methods msam stale random --turns 5
+    python benchmarks/family_cost.py --out record.json                 # keep the record; what it held stays in it
+    python benchmarks/family_cost.py --page record.json                # the table of docs/speed.md
 
-Turns alternate in one process. A ratio compares a method's step with ``passes`` gradients and one base step of the same
-turn; the median over the turns is reported with its quartiles. Steps that a schedule leaves out count as they come: the
-method runs as many steps in a turn as make its pattern whole.
+Turns alternate in one process, on one thread, and processor time is taken, which other work on the machine disturbs
+least. A ratio compares a method's step with the gradients it counts and one base step of the same turn; the median over
+the turns is reported with its quartiles. Steps that a schedule leaves out count as they come: the method runs as many
+steps in a turn as make its pattern whole.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,10 +27,12 @@ import torch
 from torch.nn import functional
 
 import flatwise
-from step_cost_models import MODELS, Task, make_task
+from step_cost_models import LARGE, MODELS, Task, make_task
 
 PATTERN = 5
 """Steps in a turn: the period of ``every-k`` and ``looksam``."""
+KNOWN = {**MODELS, **LARGE}
+Rows = dict[str, dict[str, float]]
 
 
 def method_step(name: str, task: Task) -> tuple[Callable[[], Any], Any]:
@@ -50,18 +55,18 @@ def method_step(name: str, task: Task) -> tuple[Callable[[], Any], Any]:
 
 
 def seconds(work: Callable[[], Any], times: int = PATTERN) -> float:
-    """Return the mean seconds of a call."""
-    start = time.perf_counter()
+    """Return the mean processor time of a call."""
+    start = time.process_time()
     for _ in range(times):
         work()
-    return (time.perf_counter() - start) / times
+    return (time.process_time() - start) / times
 
 
-def measure(model: str, names: list[str], turns: int) -> dict[str, dict[str, float]]:
+def measure(model: str, names: list[str], turns: int) -> Rows:
     """Measure methods on one model.
 
     Args:
-        model: a key of ``MODELS``.
+        model: a key of ``KNOWN``.
         names: the methods.
         turns: how often each takes its turn.
 
@@ -75,12 +80,12 @@ def measure(model: str, names: list[str], turns: int) -> dict[str, dict[str, flo
         base.zero_grad()
         plain.loss_again().backward()
 
-    rows: dict[str, dict[str, float]] = {}
+    rows: Rows = {}
     for name in names:  # one after the other, each beside the limit, so that memory holds two models
         try:
             step, opt = method_step(name, make_task(model))
         except ValueError as error:
-            print(f"{model:10} {name:14} left out: {error}", flush=True)
+            print(f"{model:12} {name:14} left out: {error}", flush=True)
             continue
         for _ in range(PATTERN):
             step()
@@ -103,25 +108,53 @@ def measure(model: str, names: list[str], turns: int) -> dict[str, dict[str, flo
             "relative": statistics.median(relative),
         }  # fmt: skip
         print(
-            f"{model:10} {name:14} {rows[name]['passes']:5.2f} gradients   {middle:.3f} of its limit "
+            f"{model:12} {name:14} {rows[name]['passes']:5.2f} gradients   {middle:.3f} of its limit "
             f"({low:.3f}-{high:.3f})   {rows[name]['relative']:.2f} of plain training",
             flush=True,
         )
     return rows
 
 
+def page(record: dict[str, Any]) -> str:
+    """Write the record as a table.
+
+    Args:
+        record: what ``--out`` keeps.
+
+    Returns:
+        Markdown: for each method and model the ratio to the limit, and in brackets that to plain training.
+    """
+    models: dict[str, Rows] = record["models"]
+    lines = ["| method | gradients | " + " | ".join(models) + " |", "|---" * (2 + len(models)) + "|"]
+    for name in flatwise.list_variants():
+        found = [rows[name] for rows in models.values() if name in rows]
+        if not found:
+            continue
+        cells = [f"{r[name]['ratio']:.2f} ({r[name]['relative']:.2f})" if name in r else "" for r in models.values()]
+        lines.append(f"| `{name}` | {found[0]['passes']:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "resnet18"])
+    parser.add_argument("--models", nargs="+", choices=list(KNOWN), default=["mlp", "resnet18"])
     parser.add_argument("--methods", nargs="+", choices=flatwise.list_variants(), default=flatwise.list_variants())
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the record as JSON")
+    parser.add_argument("--page", type=Path, help="measure nothing; print the table of this record")
     arguments = parser.parse_args()
+    if arguments.page:
+        print(page(json.loads(arguments.page.read_text())))
+        return
     torch.set_num_threads(1)
-    record = {model: measure(model, arguments.methods, arguments.turns) for model in arguments.models}
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"torch": torch.__version__, "models": record}, indent=1) + "\n")
+    known = arguments.out is not None and arguments.out.exists()
+    record: dict[str, Any] = json.loads(arguments.out.read_text()) if known else {"models": {}}
+    record |= {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
+    for model in arguments.models:
+        record["models"].setdefault(model, {}).update(measure(model, arguments.methods, arguments.turns))
+        if arguments.out:
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

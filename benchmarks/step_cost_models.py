@@ -53,10 +53,10 @@ def _deep() -> Task:
     return Task(nn.Sequential(*blocks, nn.Linear(64, 10)), (torch.randn(32, 64), torch.randint(10, (32,))))
 
 
-def _resnet() -> Task:
+def _resnet(size: int = 64, batch: int = 16) -> Task:
     from torchvision.models import resnet18
 
-    return Task(resnet18(num_classes=10), (torch.randn(16, 3, 64, 64), torch.randint(10, (16,))))
+    return Task(resnet18(num_classes=10), (torch.randn(batch, 3, size, size), torch.randint(10, (batch,))))
 
 
 def _vit() -> Task:
@@ -82,16 +82,21 @@ MODELS: dict[str, tuple[str, Callable[[], Task]]] = {
     "embedding": ("EmbeddingBag 50,000 × 256 (dense gradient) + Linear, batch 32", _embedding),
 }
 
+# Asked for by name only: a gradient takes seconds.
+LARGE: dict[str, tuple[str, Callable[[], Task]]] = {
+    "resnet18-224": ("ResNet-18, 224×224, batch 32", lambda: _resnet(224, 32)),
+}
+
 
 def make_task(name: str, seed: int = 0) -> Task:
     """Make a model and its batch from a seed.
 
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``MODELS`` or ``LARGE``.
         seed: of weights and batch.
 
     Returns:
         The task.
     """
     torch.manual_seed(seed)
-    return MODELS[name][1]()
+    return {**MODELS, **LARGE}[name][1]()
