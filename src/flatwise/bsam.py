@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
 from flatwise.memory import STEP
-from flatwise.norms import all_finite, combine, joint_norm
+from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
 from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
 from flatwise.schedule import StepNoise
@@ -122,6 +122,19 @@ class BSAM(Optimizer):
         if "_guard" not in self.__dict__:
             self._wire()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` returned; the state of half-precision parameters stays in float32.
+
+        Args:
+            state_dict: from :meth:`state_dict`.
+        """
+        super().load_state_dict(state_dict)  # torch rounds every state to the dtype of its parameter
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for param, key in zip(self._params(), keys, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                if param.dtype in COARSE and isinstance(value, Tensor):
+                    self.state[param][name] = value.detach().to(param.device, copy=True)
+
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -193,8 +206,10 @@ class BSAM(Optimizer):
     def _state(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         state = self.state[param]
         if "precision" not in state:
-            state["precision"] = torch.full_like(param, group["initial_precision"])
-            state["momentum"] = torch.zeros_like(param)
+            # The precision moves by thousandths in a step, which half precision would round away.
+            dtype = accumulation_dtype(param.dtype)
+            state["precision"] = torch.full_like(param, group["initial_precision"], dtype=dtype)
+            state["momentum"] = torch.zeros_like(param, dtype=dtype)
         return state["momentum"], state["precision"]
 
     @torch.no_grad()
@@ -208,7 +223,7 @@ class BSAM(Optimizer):
                     continue
                 generator = draws.setdefault(seed, StepNoise(seed, step)).generator(param.device)
                 _, precision = self._state(param, group)
-                noise = torch.randn(param.shape, generator=generator, dtype=param.dtype, device=param.device)
+                noise = torch.randn(param.shape, generator=generator, dtype=precision.dtype, device=param.device)
                 noise.div_((group["train_size"] * precision).sqrt_())
                 pieces.append(Piece(param, noise, param, noise))
         return pieces

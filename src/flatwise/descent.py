@@ -27,7 +27,7 @@ class Descent:
 
     Attributes:
         needs_clean: whether the gradient at w is kept for :meth:`combine` (one more copy of the weights' size).
-        reuses: whether steps without a second pass go through :meth:`reuse`.
+        reuses: whether steps without a second pass, between steps with one, go through :meth:`reuse`.
         needs_output: whether the second pass starts from the output gradients of the first (see ``functional``).
     """
 

@@ -55,7 +55,7 @@ class Direction:
         """
         return None
 
-    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:
+    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int) -> Iterator[Piece]:
         """Make pieces with the direction, without a first pass.
 
         Args:
@@ -63,6 +63,7 @@ class Direction:
             memory: what the method remembers.
             base: the base optimizer.
             step: index of the step.
+            part: index of the micro-batch.
 
         Returns:
             The pieces; nothing where there is no direction yet.
@@ -198,10 +199,18 @@ class Momentum(Direction):
                 "has none: give it momentum=0.9, or use one of the Adam family"
             )
 
-    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
+    def offer(  # noqa: D102
+        self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
+    ) -> Iterator[Piece]:
         for param in params:
             state = base.state.get(param) or {}
             value = state.get("momentum_buffer", state.get("exp_avg"))
+            if state and not {"momentum_buffer", "exp_avg"} & state.keys():
+                raise RuntimeError(
+                    "climbing against the momentum reads 'momentum_buffer' or 'exp_avg' in the base's state, and this "
+                    f"{type(base).__name__} keeps {', '.join(sorted(map(str, state)))}: "
+                    "use SGD with momentum, or one of the Adam family"
+                )
             if isinstance(value, Tensor) and value.numel():
                 yield Piece(real(param.detach()), real(value), param, value, shared=True)
 
@@ -215,7 +224,9 @@ class PreviousGradient(Direction):
 
     uses_gradient: ClassVar[bool] = False
 
-    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
+    def offer(  # noqa: D102
+        self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
+    ) -> Iterator[Piece]:
         for param in params:
             value = memory.get(param, "gradient")
             if value is not None and value.numel():
@@ -259,8 +270,10 @@ class Noise(Direction):
             )
 
     @torch.no_grad()
-    def offer(self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int) -> Iterator[Piece]:  # noqa: D102
-        draws = StepNoise(self.noise_seed, step)
+    def offer(  # noqa: D102
+        self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
+    ) -> Iterator[Piece]:
+        draws = StepNoise(self.noise_seed, step, part)
         for param in params:
             weight = real(param.detach())
             if not weight.numel():

@@ -76,9 +76,13 @@ class Look:
         rhos: radius of each parameter group; 0 leaves it out.
         guard: protects buffers and random state.
         record: takes what happened.
+        part: index of the micro-batch.
     """
 
-    def __init__(self, method: Method, rhos: Sequence[float], guard: PassGuard, record: StepRecord) -> None:
+    def __init__(
+        self, method: Method, rhos: Sequence[float], guard: PassGuard, record: StepRecord, part: int = 0
+    ) -> None:
+        self._part = part
         self._method, self._ascent = method, method.ascent
         self._groups, self._rhos = method.base.param_groups, rhos
         self._guard, self._record = guard, record
@@ -131,7 +135,7 @@ class Look:
                     rows = ball.p == 2 and not whole
                     pieces = pieces_of(params, find_rows=rows, whole=whole, shared=self._clean is not None)
                 else:
-                    pieces = list(direction.offer(params, method.memory, method.base, self._record.step))
+                    pieces = list(direction.offer(params, method.memory, method.base, self._record.step, self._part))
                 if pieces:
                     found.append((rho, pieces, scaled))
         return found
@@ -189,7 +193,7 @@ class Look:
             if rho > 0
         }
         direction, norms = self._ascent.direction, []
-        for piece in direction.offer(list(radius), method.memory, method.base, self._record.step):
+        for piece in direction.offer(list(radius), method.memory, method.base, self._record.step, self._part):
             rho = radius[piece.owner]
             norms.append(joint_norm([piece.grad]) * rho)
             factor: float | Tensor = rho
@@ -255,7 +259,8 @@ class Look:
         """
         method = self._method
         combines = self.moved and self._clean is not None
-        reuses = method.descent.reuses and self._record._reason == "schedule"
+        between = self._record._reason == "schedule" and method.schedule.in_phase(self._record.step)
+        reuses = method.descent.reuses and between
         if not (combines or reuses) or not method.has_gradients():
             return None
         if self.moved and self._clean is not None:

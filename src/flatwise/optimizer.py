@@ -14,6 +14,7 @@ This file is plumbing: forms of call, groups, state. The mathematics is in ``asc
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -481,8 +482,8 @@ class SAM(Optimizer):
     def _rhos(self) -> list[float]:
         return [checked_radius(group[self._rho_key]) for group in self.param_groups]
 
-    def _new_look(self, record: StepRecord) -> Look:
-        return Look(self._method, self._radii, self._guard, record)
+    def _new_look(self, record: StepRecord, part: int = 0) -> Look:
+        return Look(self._method, self._radii, self._guard, record, part)
 
     def _new_run(self, record: StepRecord, active: bool) -> Run:
         outputs = None
@@ -494,7 +495,8 @@ class SAM(Optimizer):
                     "make the optimizer anew with model=model, and load_state_dict() into it"
                 )
             outputs = OutputGradients(model)
-        return Run(self._method, self._guard, record, active, lambda: self._new_look(record), outputs)
+        parts = itertools.count()
+        return Run(self._method, self._guard, record, active, lambda: self._new_look(record, next(parts)), outputs)
 
     def _count(self) -> None:
         for group in self.param_groups:

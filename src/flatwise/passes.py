@@ -35,6 +35,14 @@ closure, which runs twice, or detach() it if it does not depend on the weights. 
 kept graph belongs to other weights. The original error was:
     """
 
+TOO_FEW = """micro_batch_size or a fraction of the batch leaves one sample alone, which has no batch statistics: \
+choose them so that no part has one sample, and give the loader drop_last=True. The original error was:
+    """
+
+NOT_IN_THE_LOSS = """the loss depends on none of the parameters that would move (with only="norm" the weights of \
+normalisation layers): freeze what is not used, or perturb all parameters. The original error was:
+    """
+
 
 def checked_loss(loss: Any) -> Tensor | float:
     """Return the loss of a closure, or say what is wrong with it.

@@ -18,6 +18,8 @@ from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
 from flatwise.norms import joint_norm
 from flatwise.passes import (
+    NOT_IN_THE_LOSS,
+    TOO_FEW,
     Closure,
     first_pass,
     from_loss_fn,
@@ -107,6 +109,14 @@ class Run:
         return sum(returned)
 
     def _batch_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
+        try:
+            return self._checked_part(loss_fn, part, share)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error) and self.method.batching.splits:
+                raise ValueError(TOO_FEW + str(error)) from error
+            raise
+
+    def _checked_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
         batching = self.method.batching
         ranks = batching.ranks
         if self.active and batching.top_fraction < 1:
@@ -240,7 +250,12 @@ class Run:
         saves = self.active and not self.method.one_pass
         outputs = self.outputs.take() if self.outputs is not None and self.active else nullcontext()
         with look.only_what_moves() if saves else nullcontext(False) as cheap, outputs:
-            return first_pass(ascend), cheap
+            try:
+                return first_pass(ascend), cheap
+            except RuntimeError as error:
+                if cheap and "does not require grad" in str(error):
+                    raise RuntimeError(NOT_IN_THE_LOSS + str(error)) from error
+                raise
 
     @staticmethod
     def _close(look: Look) -> None:

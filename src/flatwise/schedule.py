@@ -36,10 +36,12 @@ class StepNoise:
     Args:
         seed: of the training.
         step: index of the step.
+        part: index of the micro-batch, each of which has noise of its own.
     """
 
-    def __init__(self, seed: int, step: int) -> None:
-        self._seed = step_seed(seed, step) % 2**63
+    def __init__(self, seed: int, step: int, part: int = 0) -> None:
+        first = step_seed(seed, step)
+        self._seed = (step_seed(first, part) if part else first) % 2**63
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -120,9 +122,20 @@ class Schedule:
         Returns:
             True where the step perturbs.
         """
-        if step < self.warmup_steps or step % self.every:
+        if step % self.every or not self.in_phase(step):
             return False
-        if self.probability < 1 and random.Random(step_seed(self.seed, step)).random() >= self.probability:
+        return self.probability == 1 or random.Random(step_seed(self.seed, step)).random() < self.probability
+
+    def in_phase(self, step: int) -> bool:
+        """Tell whether step ``step`` lies after the warm-up and inside the window, active or not.
+
+        Args:
+            step: steps taken before this one.
+
+        Returns:
+            True where steps around it perturb.
+        """
+        if step < self.warmup_steps:
             return False
         start, stop = self.window
         if (start, stop) == (0, 1) or self.total_steps is None:

@@ -17,8 +17,8 @@ SEEDS = 5
 Radii = tuple[float, float, float]
 
 # Three radii for each task: digits with wrong labels, Fashion-MNIST with wrong labels, Fashion-MNIST. Under noise the
-# middle one was the best or near it in a first run from one or two seeds, and the others bracket it. With right labels a
-# short training underfits long before these. A method whose perturbation is as long as SAM's has SAM's radii.
+# middle one was the best or near it in a first run from one or two seeds, and the others bracket it. With right labels
+# a short training underfits long before these. A method whose perturbation is as long as SAM's has SAM's radii.
 LIKE_SAM: tuple[Radii, ...] = ((0.5, 1.0, 2.0), (0.2, 0.5, 1.0), (0.02, 0.05, 0.2))
 OTHERS: dict[str, tuple[Radii, ...]] = {
     "asam": ((2.0, 5.0, 10.0), (2.0, 5.0, 10.0), (0.2, 0.5, 2.0)),
