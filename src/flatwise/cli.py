@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 COMMANDS = ("compare", "variants")
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,17 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if words[:1] == ["variants"]:
-            return _variants(words[1:])
+            code = _variants(words[1:])
+            sys.stdout.flush()
+            return code
         config = _parse(words)
         if config is None:
             return 0
-        return _compare(config)
+        code = _compare(config)
+        sys.stdout.flush()
+        return code
     except LabError as error:
         print(f"flatwise: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `flatwise variants | head` has read enough
+        _drop_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        place = f": {error.filename}" if error.filename else ""
+        print(f"flatwise: error: {error.strerror or error}{place}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues where this one stopped.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere, so that leaving Python does not fail again."""
+    with contextlib.suppress(OSError, io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _compare(config: CompareConfig) -> int:
@@ -123,7 +144,8 @@ def _parse(words: list[str]) -> CompareConfig | None:
         raise UnknownNameError("command", words[0], COMMANDS)
     parser = _parser()
     if {"-h", "--help"} & set(words[1:]):
-        parser.print_help()
+        # An option without a default of its own says in words what it does then.
+        print(re.sub(r",\s+default:\s+null\)", ")", parser.format_help()), end="")
         return None
     flags = [option for action in parser._actions for option in action.option_strings]
     for word in words[1:]:

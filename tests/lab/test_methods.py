@@ -77,3 +77,15 @@ def test_equal_compute_trains_a_longer_base() -> None:
     methods = trained_methods(CompareConfig(equal_compute=True))
     assert [(method.name, method.longer) for method in methods][-1] == ("sgd-2x-epochs", 2)
     assert all(method.longer == 1 for method in methods[:-1])
+
+
+def test_a_comma_too_many_is_no_method() -> None:
+    assert names(methods="sgd,,sam,") == ["sgd", "sam"]
+    assert CompareConfig(methods="sgd,,sam,").identity() == CompareConfig(methods="sgd,sam").identity()
+    with pytest.raises(LabError, match="--methods names no method"):
+        names(methods=" ,")
+
+
+def test_infinity_is_a_number() -> None:
+    (method,) = parse_methods(CompareConfig(methods="lp:p=inf"))
+    assert method.options["p"] == float("inf")

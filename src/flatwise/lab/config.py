@@ -97,7 +97,8 @@ class CompareConfig:
         Returns:
             The configuration with the learning rate filled in and "base" replaced by the optimizer's name.
         """
-        names = [self.optimizer if name.strip() == "base" else name.strip() for name in self.methods.split(",")]
+        given = [name.strip() for name in self.methods.split(",") if name.strip()]
+        names = [self.optimizer if name == "base" else name for name in given]
         return replace(self, lr=self.learning_rate, methods=",".join(names))
 
     def identity(self) -> str:

@@ -16,6 +16,8 @@ from flatwise.lab.config import CompareConfig
 from flatwise.lab.errors import LabError, UnknownNameError
 
 ALIASES = {"m": "micro_batch_size"}
+NUMBERS = {"inf": math.inf, "true": True, "false": False}
+"""Words that are values, as in lp:p=inf, beside what Python can read."""
 WARM_UP = 0.05
 """Share of the training in which ``warmup-off`` does not perturb."""
 # Radii for the default network on the default data, where nothing else is said. They were chosen by validation
@@ -54,6 +56,8 @@ def parse_methods(config: CompareConfig) -> list[Method]:
     """
     methods = [_parse(text, config) for text in _texts(config.methods)]
     names = [method.name for method in methods]
+    if not names:
+        raise LabError("--methods names no method; for example --methods sgd,sam")
     for name in names:
         if names.count(name) > 1:
             raise LabError(
@@ -110,10 +114,13 @@ def _assignment(part: str, text: str) -> tuple[str, Any]:
     name, equals, value = part.partition("=")
     if not equals:
         raise LabError(f"in {text!r}, {part!r} is no option; options look like rho=0.5")
+    name = ALIASES.get(name, name)
+    if value in NUMBERS:
+        return name, NUMBERS[value]
     try:
-        return ALIASES.get(name, name), ast.literal_eval(value)
+        return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return ALIASES.get(name, name), value
+        return name, value
 
 
 def _check(method: Method, config: CompareConfig) -> None:
@@ -170,6 +177,8 @@ def _texts(methods: str) -> list[str]:
     # A comma may stand before an option too, as in gsam:alpha=0.4,rho_min=0.1: no method's name has an equals sign.
     texts: list[str] = []
     for text in (part.strip() for part in _split(methods, ",")):
+        if not text:  # a comma too many
+            continue
         if texts and "=" in text.partition(":")[0]:
             texts[-1] += f":{text}"
         else:
