@@ -143,10 +143,9 @@ def test_importing_the_package_leaves_the_lab_alone() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("words", [["variants"], ["compare", "--help"]])
 def test_an_output_that_cannot_be_written_is_one_line(words: list[str]) -> None:
+    command = [sys.executable, "-m", "flatwise", *words]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "flatwise", *words], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == "flatwise: error: No space left on device\n"
 
