@@ -136,3 +136,24 @@ def test_an_optimizer_that_is_dropped_is_freed_with_its_model():
     del opt, model
     gc.collect()
     assert [ref() for ref in refs] == [None] * 3
+
+
+def test_a_gradient_inside_a_larger_buffer_keeps_its_numbers() -> None:
+    """Somebody else may read a bucket after the first pass: the copy of w must not go into it."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(1024, 1024))
+    bucket = torch.zeros(weight.numel() + 1)
+    opt, seen = SAM(torch.optim.SGD([weight], lr=0.1), 0.05), []
+
+    def closure() -> Tensor:
+        seen.append(bucket[:-1].clone())
+        opt.zero_grad()
+        loss = (weight**2).sum()
+        loss.backward()
+        bucket[:-1].copy_(weight.grad.flatten())
+        weight.grad = bucket[:-1].view_as(weight)
+        return loss
+
+    first = 2 * weight.detach().flatten()
+    opt.step(closure)
+    assert torch.equal(seen[1], first)
