@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from flatwise import SAM
