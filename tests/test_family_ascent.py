@@ -1,4 +1,4 @@
-"""The ascents of the family beside their oracles: 50 random steps with BatchNorm, dropout and two base optimizers."""
+"""The ascents of the family: what they remember, and what they ask of the base."""
 
 from __future__ import annotations
 
@@ -7,88 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.family_paths import BASES, DECAY, LR, MOMENTUM, Path, batches, network, run_fast, run_oracle
+from tests.family_paths import Path, run_oracle
+from tests.family_table import fast, oracle
+from tests.family_world import BASES, DECAY, LR, MOMENTUM, base_of, batches, flat, network, reseed
 from torch import Tensor
+from torch.nn import functional as F
 
 import flatwise
 from flatwise.directions import PreviousGradient
 from flatwise.memory import Memory
 from oracles import family_ascent as paper
-
-# name -> method of flatwise, its options, the oracle, the oracle's options (without the radius, which both are given).
-CASES: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
-    "sam": ("sam", {"rho": 0.1}, paper.sam, {}),
-    "usam": ("usam", {"rho": 0.2}, paper.usam, {}),
-    "sam-on": ("sam-on", {"rho": 0.5, "model": True}, paper.sam_on, {}),
-    "sam-on, adaptive": (
-        "sam-on",
-        {"rho": 0.5, "model": True, "adaptive": True, "eta": 0.01},
-        paper.sam_on,
-        {"adaptive": True},
-    ),
-    "layerwise": ("layerwise", {"rho": 0.05}, paper.layerwise, {}),
-    "filterwise": ("filterwise", {"rho": 0.1}, paper.filterwise, {"eta": 0.01}),
-    "filterwise, eta": ("filterwise", {"rho": 0.1, "eta": 0.3}, paper.filterwise, {"eta": 0.3}),
-    "msam": ("msam", {"rho": 0.3}, paper.msam, {}),
-    "adaptive-msam": ("adaptive-msam", {"rho": 0.3}, paper.msam, {"adaptive": True, "eta": 0.01}),
-    "msam, norm layers": ("msam", {"rho": 0.3, "only": "norm", "model": True}, paper.msam, {"only_norm": True}),
-    "stale": ("stale", {"rho": 0.1}, paper.stale, {}),
-    "random": ("random", {"rho": 0.05}, paper.random, {}),
-    "random, seed": ("random", {"rho": 0.05, "noise_seed": 7}, paper.random, {"noise_seed": 7}),
-    "random, plain": ("random", {"rho": 0.02, "filter_scaled": False}, paper.random, {"filter_scaled": False}),
-    "vasso": ("vasso", {"rho": 0.2}, paper.vasso, {}),
-    "vasso, 0.4": ("vasso", {"rho": 0.2, "theta": 0.4}, paper.vasso, {"theta": 0.4}),
-    "fsam": ("fsam", {"rho": 0.2}, paper.fsam, {}),
-    "fsam, script": (
-        "fsam",
-        {"rho": 0.2, "sigma": 0.7, "lmbda": 0.6},
-        paper.fsam,
-        {"sigma": 0.7, "lmbda": 0.6},
-    ),
-    "fisher": ("fisher", {"rho": 0.1}, paper.fisher, {"eta": 1.0}),
-    "fisher, eta": ("fisher", {"rho": 0.1, "eta": 50.0}, paper.fisher, {"eta": 50.0}),
-    "asam": ("asam", {"rho": 0.5}, paper.asam, {"eta": 0.01}),
-    "asam, weights": (
-        "asam",
-        {"rho": 0.5, "scaled": "weights", "model": True},
-        paper.asam,
-        {"eta": 0.01, "scaled": "weights"},
-    ),
-    "lp, 1": ("lp", {"rho": 0.1, "p": 1}, paper.lp, {"p": 1}),
-    "lp, 1.5": ("lp", {"rho": 0.1, "p": 1.5}, paper.lp, {"p": 1.5}),
-    "lp, inf": ("lp", {"rho": 0.02, "p": math.inf}, paper.lp, {"p": math.inf}),
-    "multi-step": ("multi-step", {"rho": 0.1}, paper.multi_step, {}),
-    "multi-step, 4": ("multi-step", {"rho": 0.1, "ascent_steps": 4}, paper.multi_step, {"n": 4}),
-}
-
-
-def oracle(case: str, base: str = "sgd", factor: float = 1.0, **loop: Any) -> Path:
-    _, options, method, settings = CASES[case]
-    return run_oracle(lambda: method(factor * options["rho"], **settings), base, **loop)
-
-
-def fast(case: str, base: str = "sgd", **loop: Any) -> Path:
-    name, options, *_ = CASES[case]
-    return run_fast(name, options, base, **loop)
-
-
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("case", CASES)
-def test_fifty_steps_follow_the_equations(case: str, base: str) -> None:
-    fast(case, base).assert_close(oracle(case, base))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_comparison_sees_a_radius_that_is_off_by_a_thousandth(case: str) -> None:
-    with pytest.raises(AssertionError, match="weights of step"):
-        fast(case).assert_close(oracle(case, factor=1.001))
-
-
-def test_the_cases_differ_from_each_other() -> None:
-    """Cases in which an option made no difference would prove nothing."""
-    ends = {case: oracle(case, steps=8).weights[-1] for case in CASES}
-    alike = {(a, b) for a in ends for b in ends if a < b and torch.allclose(ends[a], ends[b], rtol=0, atol=1e-7)}
-    assert not alike
 
 
 def test_msam_is_its_authors_form_with_weights_displaced_at_rest() -> None:
@@ -143,4 +71,26 @@ def test_an_accelerators_withheld_gradient_is_not_remembered() -> None:
     for verdict, grad, kept in ((False, math.nan, 0.0), (True, 2.0, 2.0), (False, math.inf, 2.0), (True, 3.0, 3.0)):
         weight.grad = torch.full((3,), grad)
         direction.learn([weight], memory, torch.tensor(verdict))
-        assert torch.equal(next(direction.offer([weight], memory, None, 0)).grad, torch.full((3,), kept))
+        assert torch.equal(next(direction.offer([weight], memory, None, 0, 0)).grad, torch.full((3,), kept))
+
+
+def test_a_gradient_that_is_cleared_in_place_is_remembered() -> None:
+    """``stale`` keeps a copy: what the user does with ``.grad`` between steps is not its business."""
+    ends = []
+    for set_to_none in (True, False):
+        model = network(dtype=torch.float32)
+        opt = flatwise.create("stale", base_of("sgd", model.parameters()))
+        for step, (x, y) in enumerate(batches(6, torch.float32)):
+
+            def closure(opt: Any = opt, model: Any = model, x: Any = x, y: Any = y, keep: bool = set_to_none) -> Tensor:
+                opt.zero_grad(set_to_none=keep)
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            if not set_to_none and step:
+                opt.zero_grad(set_to_none=False)
+            reseed(step)
+            opt.step(closure)
+        ends.append(flat(model))
+    assert torch.equal(*ends)

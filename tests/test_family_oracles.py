@@ -2,137 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import combinations
 
 import pytest
 import torch
-from tests.family_cases import ranks
-from tests.family_world import STEPS, AdamW, Momentum, World, batches, flat, network
+from tests.family_paths import run_oracle
+from tests.family_table import ASCENTS, BATCHINGS, CASES, DESCENTS, SCHEDULES, Radius, fast, oracle
+from tests.family_world import BASES, STEPS, batches, flat, network, reseed
 from torch.nn import functional as F
 
 import flatwise
-from oracles import family
+from oracles import family_ascent, family_descent
 
-INF = float("inf")
-
-# name, options of flatwise, oracle, options of the oracle
-ORACLES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
-    ("sam", {}, family.ball, {}),
-    ("asam", {}, family.ball, {"adaptive": True, "eta": 0.01}),
-    ("asam", {"scaled": "weights", "model": True}, family.ball, {"adaptive": True, "eta": 0.01, "scaled": "weights"}),
-    ("usam", {}, family.usam, {}),
-    ("lp", {"p": 1.5}, family.ball, {"p": 1.5}),
-    ("lp", {"p": INF, "rho": 0.01}, family.ball, {"p": INF}),
-    ("lp", {"p": 1}, family.ball, {"p": 1}),
-    ("sam-on", {"model": True}, family.sam_on, {}),
-    ("layerwise", {}, family.layerwise, {}),
-    ("filterwise", {}, family.filterwise, {}),
-    ("msam", {"rho": 0.3}, family.msam, {}),
-    ("adaptive-msam", {"rho": 0.3}, family.msam, {"adaptive": True, "eta": 0.01}),
-    ("stale", {}, family.stale, {}),
-    ("random", {"rho": 0.05}, family.noise, {}),
-    ("vasso", {}, family.vasso, {}),
-    ("fsam", {}, family.fsam, {}),
-    ("fisher", {}, family.fisher, {}),
-    ("multi-step", {}, family.multi_step, {}),
-    ("pgn", {}, family.pgn, {}),
-    ("wsam", {}, family.wsam, {}),
-    ("wsam", {"decoupled": False, "gamma": 0.8}, family.wsam, {"decoupled": False, "gamma": 0.8}),
-    ("stable", {}, family.stable, {}),
-    ("gsam", {}, family.gsam, {"rho_min": 0.1}),
-    ("second-order", {}, family.second_order, {}),
-    ("functional", {"model": True}, family.functional, {}),
-    ("looksam", {}, family.looksam, {}),
-    ("looksam", {"every": 3, "alpha": 0.3}, family.looksam, {"every": 3, "alpha": 0.3}),
-    ("every-k", {}, family.every_k, {}),
-    ("late", {"total_steps": STEPS}, family.late, {"total_steps": STEPS}),
-    ("warmup-off", {"warmup_steps": 7}, family.warmup_off, {"warmup_steps": 7}),
-    ("bernoulli", {}, family.bernoulli, {}),
-    ("ae-sam", {"total_steps": STEPS}, family.ae_sam, {"total_steps": STEPS}),
-    ("m-sam", {"micro_batch_size": 5}, family.m_sam, {"m": 5}),
-    ("quarter", {}, family.quarter, {}),
-    ("k-sam", {}, family.k_sam, {}),
-    ("esam-sds", {}, family.esam_sds, {}),
-]
+ROWS = [(case, rho) for case, row in CASES.items() for rho in row.radii]
 
 
-def lr_of(name: str) -> Any:
-    """A learning rate that falls, where the method looks at it."""
-    return (lambda t: 0.05 * (1 - t / (2 * STEPS))) if name == "gsam" else 0.05
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("case", "rho"), ROWS)
+def test_fifty_steps(case: str, rho: Radius, base: str) -> None:
+    fast(case, base, rho).assert_close(oracle(case, base, rho))
 
 
-def train(name: str, options: dict[str, Any], base: Any, lr: Any) -> tuple[list[torch.Tensor], Any, Any]:
-    """Train with flatwise; return the weights after each step, the model and the optimizer."""
-    model = network()
-    if options.get("model") is True:
-        options = {**options, "model": model}
-    opt = flatwise.create(name, base.make(model, lr(0) if callable(lr) else lr), **options)
-    reduction = "none" if ranks(name) else "mean"
-
-    def loss_fn(batch: Any) -> torch.Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1], reduction=reduction)
-
-    path = []
-    for t, batch in enumerate(batches()):
-        if callable(lr):
-            opt.param_groups[0]["lr"] = lr(t)
-        torch.manual_seed(1000 + t)
-        opt.step(loss_fn, batch)
-        path.append(flat(model))
-    return path, model, opt
+@pytest.mark.parametrize(("case", "rho"), ROWS)
+def test_the_comparison_sees_a_radius_that_is_off_by_a_thousandth(case: str, rho: Radius) -> None:
+    path, expected = fast(case, rho=rho), oracle(case, rho=rho, factor=1.001)
+    with pytest.raises(AssertionError, match="weights of step"):
+        path.assert_close(expected)
+    assert (path.weights[-1] - expected.weights[-1]).abs().max() > 1e-7
 
 
-def follow(oracle: Any, options: dict[str, Any], rho: float, base: Any, lr: Any) -> tuple[list[torch.Tensor], Any]:
-    """Train with the oracle; return the weights after each step, and BatchNorm's statistics."""
-    world, w, path = World(lr), flat(network()), []
-    mean, var = torch.zeros(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
-    step = oracle(world, rho, **options)
-    for t, (x, y) in enumerate(batches()):
-        world.begin(t)
-        g, seen, rest = step(t, w, x, y, world)
-        for weights, samples in seen if isinstance(seen, list) else [(seen, x)]:
-            mean, var = world.statistics(weights, samples, mean, var)
-        w = base.step(world, t, w, g) - world.lr(t) * rest
-        path.append(w)
-    return path, (mean, var)
-
-
-@pytest.mark.parametrize("base", [Momentum, AdamW])
 @pytest.mark.parametrize(
-    ("name", "options", "oracle", "settings"), ORACLES, ids=lambda v: v if isinstance(v, str) else ""
+    ("cases", "steps"),
+    [({**ASCENTS, **DESCENTS, **BATCHINGS}, 8), (SCHEDULES, STEPS)],
+    ids=["without schedules", "schedules"],
 )
-def test_fifty_steps(name: str, options: dict[str, Any], oracle: Any, settings: dict[str, Any], base: Any) -> None:
-    lr = lr_of(name)
-    rho = options.get("rho", flatwise.variant_info(name).rho)
-    path, model, _ = train(name, options, base(), lr)
-    expected, (mean, var) = follow(oracle, settings, rho, base(), lr)
-    for t, (got, want) in enumerate(zip(path, expected, strict=True)):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10, msg=lambda m, t=t: f"step {t}: {m}")
-    torch.testing.assert_close(model[1].running_mean, mean, rtol=0, atol=1e-10)
-    torch.testing.assert_close(model[1].running_var, var, rtol=0, atol=1e-10)
+def test_the_cases_differ_from_each_other_and_from_sam(cases: dict[str, object], steps: int) -> None:
+    """Cases in which an option made no difference would prove nothing."""
+    ends = {case: oracle(case, steps=steps).weights[-1] for case in cases if case != "sam"}
+    for rho in {radius for case in cases for radius in CASES[case].radii[-1:]}:
+        ends[f"sam, {rho}"] = run_oracle(lambda rho=rho: family_ascent.sam(rho), steps=steps).weights[-1]
+    assert not [(a, b) for a, b in combinations(ends, 2) if torch.allclose(ends[a], ends[b], rtol=0, atol=1e-7)]
 
 
-def test_bsam_for_fifty_steps() -> None:
+@pytest.mark.parametrize("name", flatwise.list_variants())
+def test_every_row_of_the_registry_has_an_oracle(name: str) -> None:
+    assert name in {row.name for row in CASES.values()}, (
+        f"no oracle for {name!r}: write the paper's equations into tests/oracles/, and a case into family_table.py"
+    )
+
+
+def test_bsam_of_parameters_alone_follows_its_oracle() -> None:
+    """With a learning rate and a weight decay that no base gives."""
     model = network()
     opt = flatwise.create("bsam", model.parameters(), train_size=600, lr=0.05, weight_decay=0.01, rho=0.05)
-    path = family.bsam(World(), flat(model), batches(), 0.05, lr=0.05, size=600, decay=0.01)
-    for t, (batch, expected) in enumerate(zip(batches(), path, strict=True)):
-        torch.manual_seed(1000 + t)
+    settings = {**CASES["bsam"].settings, "lr": 0.05, "delta": 0.01}
+    expected = run_oracle(lambda: family_descent.bsam(0.05, **settings))
+    for step, batch in enumerate(batches()):
+        reseed(step)
         opt.step(lambda b: F.cross_entropy(model(b[0]), b[1]), batch)
-        torch.testing.assert_close(flat(model), expected, rtol=0, atol=1e-10, msg=lambda m, t=t: f"step {t}: {m}")
-
-
-def test_every_method_has_an_oracle() -> None:
-    named = {name for name, *_ in ORACLES} | {"bsam"}
-    assert named == set(flatwise.list_variants()), "give the new method an oracle, and a row in ORACLES"
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "oracle", "settings"), ORACLES, ids=lambda v: v if isinstance(v, str) else ""
-)
-def test_the_comparison_could_fail(name: str, options: dict[str, Any], oracle: Any, settings: dict[str, Any]) -> None:
-    """Another radius is seen."""
-    rho = options.get("rho", flatwise.variant_info(name).rho)
-    path, *_ = train(name, options, Momentum(), lr_of(name))
-    expected, _ = follow(oracle, settings, 1.01 * rho, Momentum(), lr_of(name))
-    assert (path[-1] - expected[-1]).abs().max() > 1e-7
+        torch.testing.assert_close(flat(model), expected.weights[step], rtol=0, atol=1e-10)

@@ -1,8 +1,9 @@
 """The ascents of the family, each from the equation of its paper: float64, one flat vector w, nothing of flatwise.
 
 A method is ``method(rho, **options)``; it returns ``rule(w, L, base)``, which makes the next weights. ``L.gradient(w)``
-is the gradient of the batch's loss, ``L.cut(w)`` the vector as tensors, ``L.names`` and ``L.in_norm`` what those are;
-``base.step(w, g)`` is the base optimizer's step and ``base.momentum`` its momentum (None before the first step).
+is the gradient of the batch's loss, ``L.cut(w)`` the vector as tensors, ``L.names`` and ``L.in_norm`` what those are,
+``L.step`` is t; ``base.step(w, g)`` is the base optimizer's step, ``base.lr`` its learning rate and ``base.momentum``
+its momentum (None before the first step).
 """
 
 import math
@@ -210,15 +211,18 @@ def stale(rho):
     return rule
 
 
+def standard_normal(L, seed):
+    """One number for each weight: here a function of the seed and the step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + L.step)
+    return join(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in L.shapes)
+
+
 def random(rho, noise_seed=0, filter_scaled=True):
     """Bisla, Wang, Choromanska (AISTATS 2022), one sample: eps_i = rho ||f_i|| xi_i, xi standard normal."""
 
     def rule(w, L, base):
-        generator = torch.Generator().manual_seed(noise_seed * 1_000_003 + L.step)
-        parts = []
-        for tensor in L.cut(w):
-            xi = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            parts.append(rho * xi * filters(tensor) if filter_scaled else rho * xi)
-        return base.step(w, L.gradient(w + join(parts)))
+        xi = standard_normal(L, noise_seed)
+        lengths = join(filters(part) for part in L.cut(w)) if filter_scaled else 1
+        return base.step(w, L.gradient(w + rho * lengths * xi))
 
     return rule

@@ -1,18 +1,12 @@
-"""Descents, schedules, choices of data, and bSAM, each from its paper's equations.
+"""The descents of the family and bSAM, each from its paper's equations.
 
-``w`` are all weights in one vector, ``g`` is the gradient at w and ``gs`` the one at w + eps. A method is made by
-``method(rho, **options)``, which returns ``rule(w, L, base)``: the next weights. L is the loss (``L.gradient``,
-``L.outputs``, ``L.criterion``, each of all samples or of some), ``L.step`` is t.
+As in ``family_ascent``; ``g`` is the gradient at w and ``gs`` the one at w + eps. ``L.outputs`` and ``L.criterion`` are
+the logits, and the loss of each sample.
 """
-
-import math
-import random
 
 import torch
 
-
-def norm(x):
-    return (x * x).sum().sqrt()
+from oracles.family_ascent import norm
 
 
 def epsilon(g, rho):
@@ -24,13 +18,6 @@ def two_gradients(L, w, rho, samples=None):
     """g = grad L(w) and gs = grad L(w + eps): Foret et al., Algorithm 1."""
     g = L.gradient(w, samples)
     return g, L.gradient(w + epsilon(g, rho), samples)
-
-
-def sam(rho):
-    return lambda w, L, base: base.step(w, two_gradients(L, w, rho)[1])
-
-
-# Descents
 
 
 def pgn(rho, alpha):
@@ -82,16 +69,15 @@ def gsam(rho, alpha, rho_min, lr_of, lr_max, lr_min=0.0):
 
 
 def second_order(rho):
-    """Foret et al., section 3: gs + (d eps / d w)^T gs, d eps / d w = rho / ||g|| (I - u u^T) H, u = g / ||g||."""
+    """Foret et al., section 3: gs + (d eps / d w)^T gs."""
 
     def rule(w, L, base):
-        g, gs = two_gradients(L, w, rho)
-        u = g / norm(g)
-        v = gs - (u @ gs) * u
         at = w.detach().clone().requires_grad_()
-        (g_at,) = torch.autograd.grad(L.loss(at), at, create_graph=True)
-        (Hv,) = torch.autograd.grad(g_at @ v, at)
-        return base.step(w, gs + rho / norm(g) * Hv)
+        (g,) = torch.autograd.grad(L.loss(at), at, create_graph=True)
+        eps = epsilon(g, rho)
+        gs = L.gradient(w + eps)
+        (dropped,) = torch.autograd.grad(eps, at, gs)
+        return base.step(w, gs + dropped)
 
     return rule
 
@@ -123,103 +109,6 @@ def looksam(rho, k, alpha):
             return base.step(w, g_s)
         g = L.gradient(w)
         return base.step(w, g + alpha * norm(g) / norm(g_v) * g_v)
-
-    return rule
-
-
-# Schedules: does step t perturb
-
-
-def scheduled(rho, active):
-    """SAM on the steps for which ``active(t, g)``, the base's own step on the others."""
-
-    def rule(w, L, base):
-        g = L.gradient(w)
-        return base.step(w, L.gradient(w + epsilon(g, rho)) if active(L.step, g) else g)
-
-    return rule
-
-
-def every_k(rho, k):
-    return scheduled(rho, lambda t, g: t % k == 0)
-
-
-def window(rho, start, stop, total):
-    """Zhou et al. (ICLR 2025) with stop = 1: from a fraction of training on."""
-    return scheduled(rho, lambda t, g: start * total <= t < stop * total)
-
-
-def warmup_off(rho, warmup):
-    return scheduled(rho, lambda t, g: t >= warmup)
-
-
-def bernoulli(rho, probability, seed=0):
-    """SS-SAM (arXiv 2203.09962): one draw for each step; here a function of the seed and the step."""
-    return scheduled(rho, lambda t, g: random.Random(seed * 1_000_003 + t).random() < probability)
-
-
-def ae_sam(rho, total, delta=0.9, lambda_1=-1.0, lambda_2=1.0):
-    """Jiang et al. (ICLR 2023): SAM iff ||g||^2 >= mu_t + c_t sigma_t."""
-    mu = variance = 0.0
-
-    def active(t, g):
-        nonlocal mu, variance
-        squared = float(norm(g)) ** 2
-        mu = delta * mu + (1 - delta) * squared
-        variance = delta * variance + (1 - delta) * (squared - mu) ** 2
-        c_t = t / total * lambda_1 + (1 - t / total) * lambda_2
-        return squared >= mu + c_t * math.sqrt(variance)
-
-    return scheduled(rho, active)
-
-
-# Choices of data
-
-
-def m_sam(rho, m, begin_part):
-    """Foret et al., section 4.1: SAM gradients of disjoint parts of m samples, averaged over samples."""
-
-    def rule(w, L, base):
-        samples, total = torch.arange(len(L.criterion(L.outputs(w)))), 0
-        for part in samples.split(m):
-            begin_part(L)
-            total = total + len(part) * two_gradients(L, w, rho, part)[1]
-        return base.step(w, total / len(samples))
-
-    return rule
-
-
-def sub_batch(rho, count):
-    """Bahri, Mobahi, Tay (ACL 2022): the perturbation comes from the first ``count`` samples."""
-
-    def rule(w, L, base):
-        return base.step(w, L.gradient(w + epsilon(L.gradient(w, torch.arange(count)), rho)))
-
-    return rule
-
-
-def top(values, count):
-    """The indices of the largest, in their order."""
-    return torch.tensor(sorted(sorted(range(len(values)), key=lambda i: -float(values[i]))[:count]))
-
-
-def k_sam(rho, count):
-    """Ni et al. (arXiv 2210.12864): both gradients on the samples with the largest loss."""
-
-    def rule(w, L, base):
-        chosen = top(L.criterion(L.outputs(w)), count)
-        return base.step(w, two_gradients(L, w, rho, chosen)[1])
-
-    return rule
-
-
-def esam_sds(rho, count):
-    """Du et al. (ICLR 2022), section 3.2: the second gradient on the samples whose loss rises most."""
-
-    def rule(w, L, base):
-        eps = epsilon(L.gradient(w), rho)
-        rise = L.criterion(L.outputs(w + eps)) - L.criterion(L.outputs(w))
-        return base.step(w, L.gradient(w + eps, top(rise, count)))
 
     return rule
 
