@@ -384,7 +384,9 @@ def test_dtypes_stay(name, dtype):
         assert entries
         for entry in entries.values():
             for key, value in entry.items():
-                assert value.dtype == (better if key == "sam_average" else dtype), key
+                # What changes by little in a step: an average, and bSAM's two.
+                fine = key in ("sam_average", "precision", "momentum")
+                assert value.dtype == (better if fine else dtype), key
     assert_same(loaded.state_dict(), opt.state_dict())
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} <= {dtype}
