@@ -55,7 +55,7 @@ def test_validation_chooses_the_radius_not_the_test_set(store: Store) -> None:
     rows = by_name(store)
     assert set(rows) == {BASE, LONGER, "sam", "asam", "late"}
     sam = rows["sam"].best
-    assert (sam.rho, sam.validation) == (0.2, 0.90)
+    assert (sam.rho, sam.validation) == (0.05, 0.90)
     assert sam.test.mean == pytest.approx(0.82)
     # At a tie the smaller radius.
     assert rows["asam"].best.rho == 0.5
@@ -98,7 +98,7 @@ def test_the_page_says_who_loses_to_sgd(store: Store, tmp_path: Path) -> None:
     assert "**Worse than plain SGD here:** `asam`." in text
     assert "includes 0: `late`." in text
     assert "Mean below SGD with twice the epochs: `late`, `asam`." in text
-    assert "| **sam** ◆ | 0.2 | 82.0 ± " in text
+    assert "| **sam** ◆ | 0.05 | 82.0 ± " in text
     assert "| asam | 0.5 ↓ |" in text
     assert "`sam` (9 of 15 trainings done)" in text
     assert "`msam`," in text

@@ -40,5 +40,5 @@ def build_model(name: str, side: int, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MODELS[name](side, classes)
-    # In this order of memory a CPU takes two thirds of the time for cnn-small on 28×28 pixels. On 8×8 it hardly matters.
+    # In this order of memory a CPU takes two thirds of the time for cnn-small on 28×28 pixels. On 8×8 little is won.
     return model.to(memory_format=torch.channels_last) if side > 16 else model
