@@ -32,6 +32,7 @@ from flatwise.memory import STEP
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
 from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
+from flatwise.scaling import NOT_ATTACHED, Scaling
 from flatwise.schedule import StepNoise
 from flatwise.weights import Displacement, Piece
 
@@ -56,6 +57,7 @@ class BSAM(Optimizer):
         noise_seed: seed of the noise.
         model: the module whose buffers to protect, where it cannot be found by watching. Not saved.
         fresh_masks: draw new dropout masks in the second pass instead of the same ones.
+        grad_scaler: see :meth:`attach_scaler`.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -81,6 +83,7 @@ class BSAM(Optimizer):
         noise_seed: int = 0,
         model: Module | None = None,
         fresh_masks: bool = False,
+        grad_scaler: Any = None,
     ) -> None:
         if not (isinstance(train_size, int) and train_size >= 1):
             raise ValueError(f"train_size must be the number of training samples, >= 1, got {train_size!r}")
@@ -100,8 +103,20 @@ class BSAM(Optimizer):
             raise ValueError("bSAM is defined for real parameters, and some are complex")
         self._fresh_masks = fresh_masks
         self._wire(model)
+        self.attach_scaler(grad_scaler)
+
+    _step_supports_amp_scaling = True  # scaler.step(opt, closure) leaves the gradients to us
+
+    def attach_scaler(self, grad_scaler: Any) -> None:
+        """Work with losses that a ``torch.amp.GradScaler`` scales, as :meth:`flatwise.SAM.attach_scaler`.
+
+        Args:
+            grad_scaler: the scaler; None detaches it.
+        """
+        self._scaling.attach(grad_scaler, self.param_groups[0]["params"][0].device)
 
     def _wire(self, model: Module | None = None) -> None:
+        self._scaling = Scaling()
         self.last = StepRecord()
         self._guard = PassGuard(self._params(), model, fresh_masks=self._fresh_masks)
 
@@ -163,18 +178,23 @@ class BSAM(Optimizer):
                 for param in group["params"]:
                     self._state(param, group)
             return None
-        own = batch is not _NO_BATCH
-        run: Callable[[], Any] = from_loss_fn(closure, batch, self._clear) if own else closure
+        if "grad_scale" in self.__dict__ and not self._scaling.on:
+            raise RuntimeError(NOT_ATTACHED)
+        own, scaling = batch is not _NO_BATCH, self._scaling
+        scaling.begin()
+        run: Callable[[], Any] = from_loss_fn(closure, batch, self._clear, scaled=scaling.scaled) if own else closure
         step = int(self.param_groups[0][STEP])
         rhos = [checked_radius(group["rho"]) for group in self.param_groups]
         self.last = record = StepRecord(step=step, rho=max(rhos))
         displacement, guard = Displacement(), self._guard
+        guard.remember = scaling.on
         guard.enter_step()
         try:
             displacement.add(self._noise(step), 1.0)
             torch.clear_autocast_cache()
             with nullcontext() if own else refuse_stale_gradients(self.param_groups):
                 record._loss = loss = first_pass(run)
+            scaling.unscale(self.param_groups)
             displacement.undo()
             guard.first_pass_done()
             guard.between()
@@ -186,10 +206,12 @@ class BSAM(Optimizer):
             self._displace(displacement, first, record)
             torch.clear_autocast_cache()
             record._perturbed_loss = later_pass(run)
+            scaling.unscale(self.param_groups)
             record.passes, record.closure_calls = 2.0, 2
         finally:
             self._close(displacement)
         self._update(first, record)
+        guard.settle(record._finite)
         for group in self.param_groups:
             group[STEP] += 1
         return loss

@@ -95,6 +95,9 @@ class PassGuard:
         self._watch: Any = None
         self._root_hooks: list[Any] | None = None
         self._in_step = False
+        self.remember = False
+        """Whether the step that comes keeps copies of the buffers, for :meth:`settle`."""
+        self._initial: list[tuple[Tensor, Tensor]] = []
         if model is not None:
             self._add_root(model)
             self.listen_to_roots()
@@ -131,6 +134,8 @@ class PassGuard:
         """Note that a module is being called. Outermost modules come before the modules inside them."""
         if id(module) not in self._seen:
             self._add_root(module)
+            if self.remember and self._in_step:
+                self._remember(self._buffers())
         if not self._in_step and self._begun is None and torch.is_grad_enabled():
             self.start()
 
@@ -150,6 +155,26 @@ class PassGuard:
         """Stop listening to modules: flatwise itself runs the passes."""
         self._in_step = True
         self.start()
+        if self.remember and not self._initial:  # once: the parts of a batch follow each other
+            self._remember(self._buffers())
+
+    def _remember(self, buffers: Iterable[tuple[dict[str, Tensor | None], str, Tensor]]) -> None:
+        known = {id(b) for b, _ in self._initial}
+        self._initial += [(b, b.detach().clone()) for _, _, b in buffers if id(b) not in known]
+
+    @torch.no_grad()
+    def settle(self, finite: Tensor | bool | None) -> None:
+        """Decide, after the last pass, whether what the first one did to buffers stays.
+
+        Args:
+            finite: False brings the buffers back to where they were before the step; a tensor is not read.
+        """
+        initial, self._initial, self.remember = self._initial, [], False
+        for buffer, before in initial:
+            if isinstance(finite, Tensor):
+                buffer.copy_(torch.where(finite.to(buffer.device), buffer, before))
+            elif finite is False:
+                buffer.copy_(before)
 
     def leave_step(self) -> None:
         """Listen again, and forget what was kept."""

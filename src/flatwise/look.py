@@ -20,6 +20,7 @@ from flatwise.memory import Memory
 from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm
 from flatwise.passes import Closure, later_pass
 from flatwise.record import StepRecord
+from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule
 from flatwise.select import Selection
 from flatwise.weights import Displacement, Piece, pieces_of
@@ -39,6 +40,7 @@ class Method:
         selection: which parameters.
         memory: what is remembered between steps.
         base: the base optimizer.
+        scaling: of the loss.
     """
 
     ascent: GradientAscent
@@ -48,6 +50,7 @@ class Method:
     selection: Selection
     memory: Memory
     base: Optimizer
+    scaling: Scaling
 
     @property
     def one_pass(self) -> bool:
@@ -57,6 +60,10 @@ class Method:
     def params(self) -> list[Tensor]:
         """Return the parameters of all groups."""
         return [p for group in self.base.param_groups for p in group["params"]]
+
+    def unscale(self) -> None:
+        """Bring the gradients of the pass that has just ended to their true scale."""
+        self.scaling.unscale(self.base.param_groups)
 
     def clear(self) -> None:
         """Remove all gradients."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -35,9 +36,10 @@ from flatwise.memory import PREFIX, STEP, Memory, split_state
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
 from flatwise.run import Run
+from flatwise.scaling import NOT_ATTACHED, Scaling
 from flatwise.schedule import Radius, Schedule
 from flatwise.select import select
-from flatwise.update import add_late, forget_verdict, withhold_nonfinite
+from flatwise.update import add_late, forget_verdict, spoil_unless, withhold_nonfinite
 
 _NO_BATCH: Any = object()
 
@@ -84,6 +86,7 @@ class SAM(Optimizer):
         model: the module whose buffers to protect, where it cannot be found by watching (a loss function that was
             compiled before the first step). Not saved.
         fresh_masks: draw new dropout masks in the second pass instead of the same ones.
+        grad_scaler: see :meth:`attach_scaler`.
         **arguments: for the base optimizer's class.
 
     Raises:
@@ -135,6 +138,7 @@ class SAM(Optimizer):
         total_steps: int | None = None,
         model: Module | None = None,
         fresh_masks: bool = False,
+        grad_scaler: Any = None,
         **arguments: Any,
     ) -> None:
         if isinstance(params_or_base, Optimizer) and base_optimizer is not None and rho is None:
@@ -172,6 +176,7 @@ class SAM(Optimizer):
         self.base_optimizer = base
         super().__init__(base.param_groups, {**base.defaults, self._rho_key: radius})
         self._wire(radius, model)
+        self.attach_scaler(grad_scaler)
 
     def _wire(self, radius: float, model: Module | None = None) -> None:
         """Set up what is not saved: hooks and the guard."""
@@ -179,10 +184,11 @@ class SAM(Optimizer):
         self._wired = True
         self._fixed: list[bool] = getattr(self, "_fixed", [])
         self._look: Look | None = None
-        self._armed = self._unchecked = self._verdict_left = False
+        self._armed = self._unchecked = self._verdict_left = self._through_scaler = False
         self._late: Late | None = None
         self.last = StepRecord()
         self._model: Callable[[], Module | None] = (lambda: None) if model is None else weakref.ref(model)
+        self._scaling = Scaling()
         self._method = Method(
             self._ascent,
             self._descent,
@@ -191,6 +197,7 @@ class SAM(Optimizer):
             self._selection,
             self._memory,
             self.base_optimizer,
+            self._scaling,
         )
         self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._guarded = 0
@@ -253,6 +260,25 @@ class SAM(Optimizer):
         checked_radius(param_group.get(self._rho_key, self._default_rho))
         self.base_optimizer.add_param_group(param_group)
         self._adopt_groups()
+
+    def attach_scaler(self, grad_scaler: Any) -> None:
+        """Work with losses that a ``torch.amp.GradScaler`` scales. Not saved: attach it again after unpickling.
+
+        The closure calls ``scaler.scale(loss).backward()``, and ``scaler.update()`` follows the step; nothing else
+        changes. flatwise unscales every pass. An infinity or NaN in any pass of a step keeps weights, the base's state
+        and buffers as they were before it, and the scaler backs off once.
+
+        Args:
+            grad_scaler: the scaler; None detaches it.
+        """
+        if grad_scaler is not None and self._descent.adds_term and not self._ascent.ball.normalised:
+            raise ValueError("second_order=True with normalised=False differentiates scaled gradients: use float32")
+        self._scaling.attach(grad_scaler, self.param_groups[0]["params"][0].device)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tell ``scaler.step(opt, closure)`` that the gradients are ours to unscale, unless a framework made them."""
+        return not self._armed
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters.
@@ -328,7 +354,7 @@ class SAM(Optimizer):
         """
         if self._look is None:
             raise RuntimeError("second_step() without first_step(): call loss.backward(), then opt.first_step()")
-        self.restore()
+        self._restore(finish=True, last=True)
         if not self._method.has_gradients():
             self._armed = False
             raise RuntimeError("no gradients for second_step(): run the second forward and backward pass before it")
@@ -371,7 +397,8 @@ class SAM(Optimizer):
         """Bring the weights back bit for bit, and let the next ``step()`` without closure be the base's step."""
         self._restore(finish=True)
 
-    def _restore(self, *, finish: bool) -> None:
+    def _restore(self, *, finish: bool, last: bool = False) -> None:
+        """Bring the weights back. ``last`` says that nobody else unscales the gradients."""
         look, self._armed = self._look, True
         if look is not None:
             try:
@@ -381,8 +408,25 @@ class SAM(Optimizer):
                 raise
             finally:
                 self._look = None
-            if finish:
+            if finish and last:
+                self._method.unscale()
                 self._late = look.finish()
+            elif finish:
+                self._finish_scaled(look)
+
+    def _finish_scaled(self, look: Look) -> None:
+        """Finish where a framework will unscale the gradients later."""
+        params = self._method.params()
+        mixes = look.moved and self._descent.needs_clean
+        if mixes:
+            self._scaling.scale(params, back=True)
+        self._late = look.finish()
+        if mixes:
+            self._scaling.scale(params)
+        norm = self.last._norm
+        if self._scaling.on and norm is not None and not norm.is_cpu:
+            # The framework's scaler sees the last gradient only: an infinity in the first must show in it.
+            spoil_unless(torch.isfinite(norm), [p.grad for p in params if p.grad is not None])
 
     # The steps behind them
 
@@ -397,14 +441,17 @@ class SAM(Optimizer):
                 "functional gradient, which compute gradients of their own: use opt.step(loss_fn, batch), or "
                 "opt.step(closure) for the last three"
             )
-        one_pass = self._method.one_pass
+        one_pass, unscaled = self._method.one_pass, False
         if always and not one_pass and not self._method.has_gradients():
             raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")
         record, active = self._begin()
         if not one_pass:
             self._guard.first_pass_done()
             self._guard.listen_to_roots()
-            active = active and self._new_run(record, active).accepts()
+            if active:
+                self._method.unscale()
+                active = self._new_run(record, active).accepts()
+                unscaled = True
         record.passes = 1.0 + (always and not one_pass)
         look = self._new_look(record)
         moved = False
@@ -421,6 +468,8 @@ class SAM(Optimizer):
             raise
         if not (moved or always):
             self._look, self._armed = None, True
+            if unscaled:
+                self._scaling.scale(self._method.params())  # the framework unscales them again
             look.finish()
             self._guard.leave_step()
         elif moved and not one_pass:
@@ -450,8 +499,12 @@ class SAM(Optimizer):
                 "call opt.step(loss_fn, batch), where loss_fn(batch) returns the mean loss (for top_fraction and "
                 "rising_fraction, one loss for each sample)"
             )
+        self._through_scaler = "grad_scale" in self.__dict__
+        if self._through_scaler and not self._scaling.on:
+            raise RuntimeError(NOT_ATTACHED)
         self._armed = False
         record, active = self._begin()
+        self._guard.remember = self._scaling.on and active
         run = self._new_run(record, active)
         loss = run.whole(closure) if batch is _NO_BATCH else run.batch(closure, batch)
         self._late = run.late
@@ -462,6 +515,7 @@ class SAM(Optimizer):
     def _begin(self) -> tuple[StepRecord, bool]:
         """Open the record of a step, and bring the radii up to date."""
         self._adopt_groups()
+        self._scaling.begin()
         step = int(self.param_groups[0][STEP])
         if self._rho_function is not None:
             radius = checked_radius(self._rho_function(step))
@@ -510,7 +564,12 @@ class SAM(Optimizer):
             )
         if self._unchecked:
             self._unchecked = False
-            self._verdict_left = withhold_nonfinite(self.base_optimizer, self.last, self._late)
+            fused = bool(getattr(self.base_optimizer, "_step_supports_amp_scaling", False))
+            wait = self._scaling.on and (self._through_scaler or not fused)
+            self._verdict_left = withhold_nonfinite(
+                self.base_optimizer, self.last, self._late, first=self._scaling.on, wait=wait
+            )
+            self._guard.settle(self.last._finite)
             if self.last.rho:
                 self._ascent.direction.learn(self._method.params(), self._memory, self.last._finite)
 

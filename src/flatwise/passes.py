@@ -149,6 +149,7 @@ def from_loss_fn(
     clear: Callable[[], None],
     samples: int | None = None,
     seen: Callable[[Tensor], None] | None = None,
+    scaled: Callable[[Tensor], Tensor] | None = None,
 ) -> Closure:
     """Make a closure of a loss function and a batch.
 
@@ -158,6 +159,7 @@ def from_loss_fn(
         clear: clears all gradients.
         samples: number of samples in the part, where the function returns a loss for each.
         seen: is given these losses, detached.
+        scaled: turns the loss into what is differentiated.
 
     Returns:
         The closure.
@@ -174,7 +176,7 @@ def from_loss_fn(
         checked_loss(loss)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if scaled is None else scaled(loss)).backward()  # type: ignore[no-untyped-call]
         return loss
 
     return closure

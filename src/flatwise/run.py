@@ -123,7 +123,7 @@ class Run:
             return self._top_part(loss_fn, part, share)
         samples = count(part) if ranks else None
         before: list[Tensor] = []
-        descend = from_loss_fn(loss_fn, part, self.method.clear, samples, before.append)
+        descend = self._closure(loss_fn, part, samples, before.append)
         if self.active and ranks:
             cost = Cost(second=batching.rising_fraction)
             rising = self._rising(loss_fn, part, before)
@@ -131,7 +131,7 @@ class Run:
         seen = batching.for_ascent(part) if self.active else part
         if seen is part:
             return self._part(descend, descend, share=share, own=True)
-        ascend = from_loss_fn(loss_fn, seen, self.method.clear)
+        ascend = self._closure(loss_fn, seen)
         cost = Cost(first=batching.ascent_fraction)
         return self._part(ascend, descend, share=share, cost=cost, own=True, split=True)
 
@@ -144,7 +144,7 @@ class Run:
             guard.first_pass_done()
             guard.between()
             index = largest(losses, batching.top_fraction)
-            closure = from_loss_fn(loss_fn, pick(part, index), self.method.clear, index.numel())
+            closure = self._closure(loss_fn, pick(part, index), index.numel())
             cost = Cost(batching.top_fraction, batching.top_fraction)
             self._part(closure, closure, share=share, cost=cost, own=True, ranked=True)
         finally:
@@ -159,9 +159,14 @@ class Run:
             after = self._losses(loss_fn, part)
             index = largest(after - before[0], self.method.batching.rising_fraction)
             self.guard.rewind()
-            return from_loss_fn(loss_fn, pick(part, index), self.method.clear, index.numel())()
+            return self._closure(loss_fn, pick(part, index), index.numel())()
 
         return closure
+
+    def _closure(
+        self, loss_fn: Any, part: Any, samples: int | None = None, seen: Callable[[Tensor], None] | None = None
+    ) -> Closure:
+        return from_loss_fn(loss_fn, part, self.method.clear, samples, seen, self.method.scaling.scaled)
 
     def _losses(self, loss_fn: Any, part: Any) -> Tensor:
         """Return the loss of each sample, by a forward pass without gradients."""
@@ -196,6 +201,7 @@ class Run:
             moved = one_pass and look.displace()
             with nullcontext() if own else refuse_stale_gradients(method.base.param_groups):
                 loss, cheap = self._first(look, ascend)
+            method.unscale()
             if moved:
                 record._perturbed_loss = loss
             else:
@@ -222,11 +228,13 @@ class Run:
                 guard.between()
             for _ in range(steps - 1):
                 later_pass(ascend)
+                method.unscale()
                 look.displace()
                 self.method.clear()
                 guard.rewind()
             with nullcontext() if self.outputs is None else self.outputs.put():
                 record._perturbed_loss = later_pass(descend)
+            method.unscale()
             record.closure_calls += steps
             record.passes += share * (cost.second + cost.first * (steps - 1))
             if not self.method.has_gradients():

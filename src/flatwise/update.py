@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,7 +25,9 @@ def _numbers(grad: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def withhold_nonfinite(base: Optimizer, record: StepRecord, late: Late | None = None) -> bool:
+def withhold_nonfinite(
+    base: Optimizer, record: StepRecord, late: Late | None = None, *, first: bool = False, wait: bool = False
+) -> bool:
     """Keep a non-finite gradient from the base optimizer, without waiting for a device.
 
     On the CPU the gradients are removed, so the base's step changes nothing, its state included. On an accelerator a
@@ -34,6 +38,8 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord, late: Late | None = 
         base: the optimizer about to step.
         record: takes the verdict.
         late: what is added after the base's step, which is judged with the gradients.
+        first: judge the first gradient too, by its norm.
+        wait: read the verdict from an accelerator, and remove the gradients there too.
 
     Returns:
         Whether a verdict was left with a fused base, to be removed by :func:`forget_verdict` after its step.
@@ -41,7 +47,12 @@ def withhold_nonfinite(base: Optimizer, record: StepRecord, late: Late | None = 
     found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
     grads = found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
     extra = [difference for _, difference in late or ()]
-    record._finite = finite = all_finite([*grads, *extra])
+    finite = all_finite([*grads, *extra])
+    if first and record._norm is not None:
+        on_host = isinstance(finite, bool) and record._norm.is_cpu
+        finite = torch.isfinite(record._norm) & finite
+        finite = bool(finite) if on_host else finite
+    record._finite = finite = bool(finite) if wait else finite
     if isinstance(finite, bool):
         if not finite:
             for group in base.param_groups:
@@ -75,6 +86,19 @@ def add_late(base: Optimizer, record: StepRecord, late: Late) -> None:
         if isinstance(finite, Tensor):
             change = torch.where(finite.to(change.device), change, 0)
         real(param.detach()).sub_(change)
+
+
+@torch.no_grad()
+def spoil_unless(finite: Tensor, grads: Sequence[Tensor]) -> None:
+    """Write NaN into one gradient unless ``finite``, without reading it.
+
+    Args:
+        finite: a verdict on the device.
+        grads: gradients; the smallest is written.
+    """
+    if grads:
+        grad = _numbers(min(grads, key=Tensor.numel))
+        grad.masked_fill_(~finite.to(grad.device), float("nan"))
 
 
 def forget_verdict(base: Optimizer) -> None:
