@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flatwise.directions import Direction, Gradient
 from flatwise.norms import combine, filter_norms, joint_norm, packs
+from flatwise.rounding import Rounding
 from flatwise.weights import Displacement, Piece
 
 
@@ -261,6 +262,9 @@ class GradientAscent:
             2023). The latter needs ``model=``.
         scaled: ``"all"`` parameters are scaled by T where the ball has one (the common convention), or only those with
             ``weight`` in their name, ``"weights"`` (the convention of ASAM's authors). The latter needs ``model=``.
+        rounding: of ``w + eps`` where weights are float16 or bfloat16: ``"nearest"``, or ``"stochastic"``, drawn as a
+            function of ``rounding_seed`` and the step.
+        rounding_seed: of these draws.
     """
 
     ball: Ball = Ball()
@@ -268,6 +272,8 @@ class GradientAscent:
     direction: Direction = field(default_factory=Gradient)
     only: Literal["all", "norm"] = "all"
     scaled: Literal["all", "weights"] = "all"
+    rounding: Rounding = "nearest"
+    rounding_seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -277,6 +283,8 @@ class GradientAscent:
         """
         if self.only not in ("all", "norm"):
             raise ValueError(f"only must be 'all' or 'norm', got {self.only!r}")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {self.rounding!r}")
         if self.scaled not in ("all", "weights"):
             raise ValueError(f"scaled must be 'all' or 'weights', got {self.scaled!r}")
         if self.scaled != "all" and not self.ball.adaptive:

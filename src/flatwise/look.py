@@ -20,12 +20,15 @@ from flatwise.memory import Memory
 from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm
 from flatwise.passes import Closure, later_pass
 from flatwise.record import StepRecord
+from flatwise.rounding import Arrival, warn_if_swallowed
 from flatwise.scaling import Scaling
-from flatwise.schedule import Schedule
+from flatwise.schedule import Schedule, StepNoise
 from flatwise.select import Selection
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
+_ROUNDING = 1 << 20
+"""Offset in the index of the micro-batch, so that rounding and noise of one seed are drawn apart."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Method:
         memory: what is remembered between steps.
         base: the base optimizer.
         scaling: of the loss.
+        arrives: whether it is known that perturbations of half-precision weights arrive.
     """
 
     ascent: GradientAscent
@@ -51,6 +55,7 @@ class Method:
     memory: Memory
     base: Optimizer
     scaling: Scaling
+    arrives: bool = False
 
     @property
     def one_pass(self) -> bool:
@@ -93,7 +98,10 @@ class Look:
         self._method, self._ascent = method, method.ascent
         self._groups, self._rhos = method.base.param_groups, rhos
         self._guard, self._record = guard, record
-        self._displacement = Displacement()
+        draws = None
+        if self._ascent.rounding == "stochastic":
+            draws = StepNoise(self._ascent.rounding_seed, record.step, part + _ROUNDING)
+        self._displacement = Displacement(draws)
         several = self._ascent.steps > 1
         self._path = ProjectedAscent(self._ascent.ball, self._displacement) if several else None
         self._clean: list[Tensor | None] | None = None
@@ -109,6 +117,9 @@ class Look:
         direction = self._ascent.direction
         if self._method.descent.needs_clean and self._clean is None:
             self._clean = [p.grad for p in self._method.params()]
+        if not self._method.arrives:
+            coarse = {p.dtype for p in self._method.params()} & COARSE
+            self._displacement.arrival = Arrival() if coarse else None
         if direction.streams:
             moved = self._stream()
         else:
@@ -126,6 +137,11 @@ class Look:
                 moved = True
         torch.clear_autocast_cache()  # autocast would go on using casts of the weights as they were
         self.moved = self.moved or moved
+        if moved and not self._method.arrives:
+            self._method.arrives = True
+            if self._displacement.arrival is not None:
+                warn_if_swallowed(self._displacement.arrival.share(), coarse)
+                self._displacement.arrival = None
         return moved
 
     def _pieces(self) -> list[tuple[float, list[Piece], bool]]:

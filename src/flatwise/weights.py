@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
+from flatwise.rounding import Arrival, round_at_random
+from flatwise.schedule import StepNoise
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
@@ -163,10 +165,16 @@ def _nonzero_rows(grad: Tensor) -> Tensor | None:
 
 
 class Displacement:
-    """Weights that are away from where they belong, and the log that brings them back."""
+    """Weights that are away from where they belong, and the log that brings them back.
 
-    def __init__(self) -> None:
+    Args:
+        draws: round half-precision weights at random, with these.
+    """
+
+    def __init__(self, draws: StepNoise | None = None) -> None:
         self._log: list[_Whole | _Rows | _Swapped] = []
+        self._draws = draws
+        self.arrival: Arrival | None = None
 
     @torch.no_grad()
     def add(self, pieces: Sequence[Piece], factor: float | Tensor) -> None:
@@ -187,13 +195,13 @@ class Displacement:
         if whole:
             params = [piece.param for piece in whole]
             grads = [piece.grad for piece in whole]
-            self._keep(params)
+            copies = self._keep(params)
             # `alpha` would be rounded to the dtype of the weights, which ruins a small factor in half precision.
             if isinstance(factor, float) and COARSE.isdisjoint({param.dtype for param in params}):
                 torch._foreach_add_(params, grads, alpha=factor)
-            elif isinstance(factor, float):
-                for ps, gs in packs(params, grads):
-                    torch._foreach_add_(ps, [g.double() * factor for g in gs])
+            elif isinstance(factor, float) or self._draws is not None or self.arrival is not None:
+                for ps, gs, before in packs(params, grads, copies):
+                    self._move_coarse(ps, gs, before, factor)
             else:
                 torch._foreach_mul_(grads, factor)
                 torch._foreach_add_(params, grads)
@@ -201,8 +209,16 @@ class Displacement:
     @torch.no_grad()
     def place(self, params: Sequence[Tensor], copies: Sequence[Tensor], offsets: Sequence[Tensor]) -> None:
         """Move ``param`` to ``copy + offset``; the caller has kept ``copies`` with :meth:`keep`."""
-        torch._foreach_copy_(list(params), list(copies))
-        torch._foreach_add_(list(params), list(offsets))
+        if self._draws is None or COARSE.isdisjoint({p.dtype for p in params}):
+            torch._foreach_copy_(list(params), list(copies))
+            torch._foreach_add_(list(params), list(offsets))
+            return
+        for param, copy, offset in zip(params, copies, offsets, strict=True):
+            exact = copy.to(accumulation_dtype(copy.dtype)) + offset
+            if param.dtype in COARSE:
+                param.copy_(round_at_random(exact, param.dtype, self._draws.generator(param.device)))
+            else:
+                param.copy_(exact)
 
     @torch.no_grad()
     def keep(self, params: Sequence[Tensor]) -> list[Tensor]:
@@ -224,6 +240,21 @@ class Displacement:
         copies = list(torch._foreach_clone(params)) if hasattr(torch, "_foreach_clone") else [p.clone() for p in params]
         self._log.append(_Whole(params, copies))
         return copies
+
+    def _move_coarse(
+        self, params: list[Tensor], grads: list[Tensor], copies: list[Tensor], factor: float | Tensor
+    ) -> None:
+        """Move by eps in full precision, rounded once."""
+        eps = [(g.double() if g.is_cpu else g.float()) * factor for g in grads]  # not every device has doubles
+        coarse = params[0].dtype in COARSE
+        if coarse and self._draws is not None:
+            draws = self._draws.generator(params[0].device)
+            for param, move in zip(params, eps, strict=True):
+                param.copy_(round_at_random(param.float() + move.float(), param.dtype, draws))
+        else:
+            torch._foreach_add_(params, eps)
+        if coarse and self.arrival is not None:
+            self.arrival.add(copies, params, eps)
 
     def _move_rows(self, piece: Piece, rows: Tensor, factor: float | Tensor) -> None:
         kept = _Rows(piece.param, rows, piece.param.index_select(0, rows))
