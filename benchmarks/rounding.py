@@ -2,9 +2,9 @@
 
     python benchmarks/rounding.py          # the table of docs/precision.md
 
-A million weights of standard deviation 0.02, and a perturbation of length rho along a random direction. For both ways of
-rounding: the share of the weights that move, ||moved|| / rho, what arrives (<moved, eps> / rho^2), and the cosine of the
-angle between the two.
+A million weights of standard deviation 0.02, and a perturbation of length rho along a random direction. For both ways
+of rounding: the share of the weights that move, ||moved|| / rho, what arrives (<moved, eps> / rho^2), and the cosine of
+the angle between the two.
 """
 
 from __future__ import annotations

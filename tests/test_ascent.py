@@ -152,6 +152,7 @@ def _swap_already_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatwise.weights.SWAP_FROM", SMALL)
 
 
+@pytest.mark.filterwarnings("ignore:only .* of the perturbation arrives")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("shape", "make", "way"), WAYS.values(), ids=list(WAYS))
 def test_every_way_moves_as_far_and_comes_back(shape: tuple[int, ...], make: Any, way: str, dtype: torch.dtype) -> None:

@@ -167,6 +167,7 @@ def _small_swaps_and_kept_warnings(monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:only .* of the perturbation arrives")
 def test_an_interrupt_at_every_line_of_a_step(case):
     make, options = CASES[case]
     count, places = lines_of(make, by_closure, options)
