@@ -18,6 +18,7 @@ from flatwise.schedule import Schedule
 OPTIONS = (
     "rho", "p", "adaptive", "eta", "ascent_steps", "second_order", "ascent", "descent", "schedule", "batching",
     "micro_batch_size", "ascent_fraction", "every", "window", "total_steps", "model", "fresh_masks", "grad_scaler",
+    "max_grad_norm",
 )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from flatwise.accumulate import joined
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
 from flatwise.construct import check_fit, checked_radius, make_base
@@ -39,7 +41,7 @@ from flatwise.run import Run
 from flatwise.scaling import NOT_ATTACHED, Scaling
 from flatwise.schedule import Radius, Schedule
 from flatwise.select import select
-from flatwise.update import add_late, forget_verdict, spoil_unless, withhold_nonfinite
+from flatwise.update import add_late, clip, forget_verdict, spoil_unless, withhold_nonfinite
 
 _NO_BATCH: Any = object()
 
@@ -87,6 +89,8 @@ class SAM(Optimizer):
             compiled before the first step). Not saved.
         fresh_masks: draw new dropout masks in the second pass instead of the same ones.
         grad_scaler: see :meth:`attach_scaler`.
+        max_grad_norm: clip the last gradient, the one that the base optimizer sees, to this L2 norm over all groups.
+            The gradient that is climbed along is not clipped.
         **arguments: for the base optimizer's class.
 
     Raises:
@@ -139,6 +143,7 @@ class SAM(Optimizer):
         model: Module | None = None,
         fresh_masks: bool = False,
         grad_scaler: Any = None,
+        max_grad_norm: float | None = None,
         **arguments: Any,
     ) -> None:
         if isinstance(params_or_base, Optimizer) and base_optimizer is not None and rho is None:
@@ -164,7 +169,9 @@ class SAM(Optimizer):
             raise ValueError("rho_min ties the radius to the learning rate, so rho must be a number, not a function")
         if self._descent.needs_output and model is None:
             raise ValueError("a functional gradient replaces the gradient of the model's output: pass model=model")
-        self._fresh_masks = fresh_masks
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be > 0, or None for no clipping, got {max_grad_norm!r}")
+        self._fresh_masks, self._max_grad_norm = fresh_masks, max_grad_norm
         self._selection, self._memory = select(self._ascent, model), Memory()
         base = make_base(params_or_base, base_optimizer, arguments)
         self._ascent.direction.check_base(base)
@@ -295,12 +302,12 @@ class SAM(Optimizer):
     def step(self, closure: None = None) -> None: ...
 
     @overload
-    def step(self, closure: Closure) -> Tensor: ...
+    def step(self, closure: Closure | Sequence[Closure], *, each: bool = False) -> Tensor: ...
 
     @overload
     def step(self, closure: Callable[[Any], Any], batch: Any) -> Tensor: ...
 
-    def step(self, closure: Any = None, batch: Any = _NO_BATCH) -> Any:
+    def step(self, closure: Any = None, batch: Any = _NO_BATCH, *, each: bool = False) -> Any:
         """Take one step.
 
         A RuntimeError names what is wrong and shows the right call: no closure, no gradient, gradients that were not
@@ -310,7 +317,10 @@ class SAM(Optimizer):
             closure: clears the gradients, computes the loss, calls ``backward()`` and returns the loss; it runs twice,
                 with gradients enabled. With ``batch``: a function of the batch that returns its mean loss, and
                 flatwise does the rest. None only after :meth:`restore`, as frameworks call it: the base's step.
+                A list of closures accumulates: each does forward and backward on its micro-batch, without clearing
+                gradients, and returns its share of the loss; all of them are replayed in every pass.
             batch: any nesting of tuples, lists and mappings of tensors.
+            each: with a list, one perturbation for each closure (m-sharpness) instead of one for all.
 
         Returns:
             The loss at w, detached; None without a closure.
@@ -321,7 +331,7 @@ class SAM(Optimizer):
         if closure is None:
             self._step_without_closure()
         else:
-            loss = self._step_with_closure(closure, batch)
+            loss = self._step_with_closure(closure, batch, each=each)
         for hook in list(self._optimizer_step_post_hooks.values()):
             hook(self, (closure,), {})
         return loss
@@ -490,7 +500,7 @@ class SAM(Optimizer):
         still = all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups)
         return still and all(not p.grad.any() for g in self.param_groups for p in g["params"] if p.grad is not None)
 
-    def _step_with_closure(self, closure: Any, batch: Any) -> Tensor | float:
+    def _step_with_closure(self, closure: Any, batch: Any, *, each: bool) -> Tensor | float:
         if self._look is not None:
             raise RuntimeError("step() while the weights are perturbed: call opt.restore() or opt.second_step() first")
         if batch is _NO_BATCH and self._batching.splits:
@@ -499,6 +509,8 @@ class SAM(Optimizer):
                 "call opt.step(loss_fn, batch), where loss_fn(batch) returns the mean loss (for top_fraction and "
                 "rising_fraction, one loss for each sample)"
             )
+        if each or isinstance(closure, list | tuple):
+            self._check_closures(closure, batch, each=each)
         self._through_scaler = "grad_scale" in self.__dict__
         if self._through_scaler and not self._scaling.on:
             raise RuntimeError(NOT_ATTACHED)
@@ -506,11 +518,25 @@ class SAM(Optimizer):
         record, active = self._begin()
         self._guard.remember = self._scaling.on and active
         run = self._new_run(record, active)
-        loss = run.whole(closure) if batch is _NO_BATCH else run.batch(closure, batch)
+        if batch is not _NO_BATCH:
+            loss = run.batch(closure, batch)
+        elif each:
+            loss = run.each(closure)
+        else:
+            several = isinstance(closure, list | tuple)
+            loss = run.whole(joined(closure, self._method.clear, self._method.params()) if several else closure)
         self._late = run.late
         self.base_optimizer.step()
         self._count()
         return loss
+
+    def _check_closures(self, closures: Any, batch: Any, *, each: bool) -> None:
+        if batch is not _NO_BATCH or not isinstance(closures, list | tuple):
+            raise TypeError("several closures make a batch: opt.step([closure, ...]), with each=True for one each")
+        if not closures or not all(map(callable, closures)):
+            raise TypeError("opt.step([...]) takes a list of at least one closure, each of which can be called")
+        if each:  # each of them is a micro-batch of its own, and what cannot be so split is refused by name
+            check_fit(self._ascent, self._descent, self._schedule, replace(self._batching, micro_batch_size=1))
 
     def _begin(self) -> tuple[StepRecord, bool]:
         """Open the record of a step, and bring the radii up to date."""
@@ -570,6 +596,8 @@ class SAM(Optimizer):
                 self.base_optimizer, self.last, self._late, first=self._scaling.on, wait=wait
             )
             self._guard.settle(self.last._finite)
+            if self._max_grad_norm is not None:
+                clip(self.base_optimizer, self.last, self._max_grad_norm)
             if self.last.rho:
                 self._ascent.direction.learn(self._method.params(), self._memory, self.last._finite)
 
@@ -640,9 +668,10 @@ class SAM(Optimizer):
         """Return what ``copy`` and ``pickle`` keep: everything but hooks, the guard and the latest record."""
         if self._look is not None:
             raise RuntimeError("copying the optimizer while the weights are perturbed: call opt.restore() first")
-        kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho", "_fresh_masks")
+        kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho")
         slots = ("_ascent", "_descent", "_schedule", "_batching", "_selection", "_memory")
-        return {name: self.__dict__[name] for name in (*kept, *slots)}
+        options = ("_fresh_masks", "_max_grad_norm")
+        return {name: self.__dict__[name] for name in (*kept, *slots, *options)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy.

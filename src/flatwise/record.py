@@ -47,6 +47,7 @@ class StepRecord:
     _perturbed_loss: Tensor | float | None = field(default=None, repr=False)
     _norm: Tensor | None = field(default=None, repr=False)
     _gradient_norm: Tensor | None = field(default=None, repr=False)
+    _update_norm: Tensor | None = field(default=None, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
     _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
@@ -73,6 +74,11 @@ class StepRecord:
         The L2 norm where a method climbs along an average; NaN where there was no first pass.
         """
         return _number(self._gradient_norm)
+
+    @property
+    def update_norm(self) -> float:
+        """L2 norm of the last gradient before it was clipped; NaN without ``max_grad_norm``."""
+        return _number(self._update_norm)
 
     @property
     def perturbation_norm(self) -> float:

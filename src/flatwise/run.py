@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatwise.accumulate import joined
 from flatwise.batching import count, largest, pick
 from flatwise.descent import Late
 from flatwise.directions import real
@@ -83,23 +85,43 @@ class Run:
         Returns:
             The loss of the first pass, averaged.
         """
-        batching, record = self.method.batching, self.record
-        parts = batching.parts(batch)
+        parts = self.method.batching.parts(batch)
         if len(parts) == 1:
             return self._batch_part(loss_fn, parts[0][0], 1.0)
+        return self._summed([(share, partial(self._batch_part, loss_fn, part, share)) for part, share in parts])
+
+    def each(self, closures: Sequence[Closure]) -> Loss:
+        """Run every closure with a perturbation of its own, and leave the sum of their gradients in ``.grad``.
+
+        Args:
+            closures: each does forward and backward on its micro-batch, and returns its share of the loss.
+
+        Returns:
+            The sum of their losses in the first pass.
+        """
+        clear, share = self.method.clear, 1 / len(closures)
+
+        def run(closure: Closure) -> Loss:
+            return self._part(own := joined([closure], clear, ()), own, share=share, own=True)
+
+        return self._summed([(1.0, partial(run, closure)) for closure in closures])
+
+    def _summed(self, parts: Sequence[tuple[float, Callable[[], Loss]]]) -> Loss:
+        """Run parts of a batch, and leave the weighted sum of their gradients in ``.grad``."""
+        record = self.record
         returned: list[Loss] = []
         clean: list[Loss] = []
         perturbed: list[Loss] = []
         total: dict[Tensor, Tensor] = {}
-        for part, share in parts:
-            returned.append(self._batch_part(loss_fn, part, share) * share)
+        for weight, run in parts:
+            returned.append(run() * weight)
             for losses, loss in ((clean, record._loss), (perturbed, record._perturbed_loss)):
                 if loss is not None:
-                    losses.append(loss * share)
+                    losses.append(loss * weight)
             record._loss = record._perturbed_loss = None
             for param in self.method.params():
                 if param.grad is not None:
-                    known, grad = total.get(param), param.grad * share
+                    known, grad = total.get(param), param.grad * weight
                     total[param] = grad if known is None else known.add_(grad)
         self.method.clear()
         for param, grad in total.items():

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from flatwise.descent import Late
 from flatwise.directions import real
-from flatwise.norms import all_finite
+from flatwise.norms import all_finite, joint_norm, kinds_of
 from flatwise.record import StepRecord
 
 
@@ -66,6 +66,26 @@ def withhold_nonfinite(
         for grad in grads:
             grad.masked_fill_(~finite.to(grad.device), 0)
     return False
+
+
+@torch.no_grad()
+def clip(base: Optimizer, record: StepRecord, largest: float) -> None:
+    """Scale the gradients down to a norm, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+    Args:
+        base: the optimizer about to step.
+        record: takes the norm before clipping.
+        largest: the L2 norm allowed, over all gradients.
+    """
+    grads = [_numbers(g) for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
+    if not grads:
+        return
+    record._update_norm = norm = joint_norm(grads)
+    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    if norm.is_cpu and factor == 1:
+        return
+    for kind in kinds_of(grads):
+        torch._foreach_mul_(kind, factor.to(kind[0].device, kind[0].dtype))
 
 
 @torch.no_grad()
