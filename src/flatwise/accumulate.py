@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,12 @@ pass. Leave zero_grad() out, and let each closure bring its share of the mean:
         return loss"""
 
 
-def joined(closures: Sequence[Closure], clear: Callable[[], None], params: Sequence[Tensor]) -> Closure:
+def joined(
+    closures: Sequence[Closure],
+    clear: Callable[[], None],
+    params: Sequence[Tensor],
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Closure:
     """Make one closure of several.
 
     Args:
@@ -26,6 +31,7 @@ def joined(closures: Sequence[Closure], clear: Callable[[], None], params: Seque
             share of the loss.
         clear: clears all gradients.
         params: all parameters.
+        apart: inside it no gradients are summed over ranks; that is left to the last closure.
 
     Returns:
         A closure that clears once, runs all of them, and returns the sum.
@@ -33,10 +39,11 @@ def joined(closures: Sequence[Closure], clear: Callable[[], None], params: Seque
 
     def closure() -> Any:
         clear()
-        total = checked_loss(closures[0]())
-        for further in closures[1:]:
-            with refuse_clearing(params):
-                total = total + checked_loss(further())
+        total: Any = 0
+        for number, part in enumerate(closures):
+            last = number == len(closures) - 1
+            with refuse_clearing(params) if number else nullcontext(), nullcontext() if last else apart():
+                total = total + checked_loss(part())
         return total
 
     return closure

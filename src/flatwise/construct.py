@@ -18,7 +18,7 @@ from flatwise.schedule import Schedule
 OPTIONS = (
     "rho", "p", "adaptive", "eta", "ascent_steps", "second_order", "ascent", "descent", "schedule", "batching",
     "micro_batch_size", "ascent_fraction", "every", "window", "total_steps", "model", "fresh_masks", "grad_scaler",
-    "max_grad_norm",
+    "max_grad_norm", "sync_ascent",
 )  # fmt: skip
 
 
@@ -84,6 +84,37 @@ def check_fit(ascent: GradientAscent, descent: Descent, schedule: Schedule, batc
         ),
         f"direction={direction} has one pass, which sees the whole batch: leave ascent_fraction, top_fraction and "
         "rising_fraction at 1": one_pass and (part or batching.top_fraction < 1),
+    }
+    for text, wrong in refused.items():
+        if wrong:
+            raise ValueError(text)
+
+
+def check_sync(sync: Any, ascent: GradientAscent, descent: Descent, schedule: Schedule) -> None:
+    """Refuse what cannot work where ranks climb along gradients of their own.
+
+    Args:
+        sync: the option ``sync_ascent``.
+        ascent: where to look.
+        descent: what to step with.
+        schedule: when.
+
+    Raises:
+        TypeError: if ``sync`` is no choice.
+        ValueError: if a slot does not fit it.
+    """
+    if sync is None or sync is True:
+        return
+    if not isinstance(sync, int) or sync < 0:
+        raise TypeError(f"sync_ascent must be True, False or a number of ranks, got {sync!r}")
+    name = f"sync_ascent={sync!r}"
+    refused = {
+        f"{type(descent).__name__} joins the gradient at w, which {name} keeps apart on every rank, with one that is "
+        "summed: ranks would part. Use sync_ascent=True": descent.needs_clean or descent.adds_term,
+        f"{type(schedule).__name__} decides by the gradient at w, which {name} keeps apart on every rank: ranks would "
+        "decide differently. Use sync_ascent=True": schedule.needs_norm,
+        f"direction={type(ascent.direction).__name__} remembers the gradient at w, which {name} keeps apart on every "
+        "rank, and a checkpoint holds that of one. Use sync_ascent=True": ascent.direction.whole,
     }
     for text, wrong in refused.items():
         if wrong:

@@ -112,14 +112,15 @@ class PassGuard:
         new = list(params)
         self._params += new
         self._devices |= {p.device for p in new}
-        covered = {id(p) for root in self._modules() for p in root.parameters()}
+        covered = {id(p) for root in self.modules() for p in root.parameters()}
         self._unseen_params |= {id(p) for p in new} - covered
         self._holders = None
         if self._watch is None and self._unseen_params:
             self._watch = register_module_forward_pre_hook(_Start(self))
             weakref.finalize(self, self._watch.remove)
 
-    def _modules(self) -> list[Module]:
+    def modules(self) -> list[Module]:
+        """Return the outermost modules that are known."""
         return [module for ref in self._roots if (module := ref()) is not None]
 
     def _add_root(self, module: Module) -> None:
@@ -191,7 +192,7 @@ class PassGuard:
     def listen_to_roots(self) -> None:
         """Learn from the outermost modules when a first pass begins outside flatwise."""
         if self._root_hooks is None:
-            self._root_hooks = [m.register_forward_pre_hook(_Start(self)) for m in self._modules()]
+            self._root_hooks = [m.register_forward_pre_hook(_Start(self)) for m in self.modules()]
             for hook in self._root_hooks:
                 weakref.finalize(self, hook.remove)
 
@@ -227,7 +228,7 @@ class PassGuard:
 
     def _buffers(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
         if self._holders is None:
-            found = {id(m): m for root in self._modules() for m in root.modules() if m._buffers}
+            found = {id(m): m for root in self.modules() for m in root.modules() if m._buffers}
             self._holders = list(found.values())
         seen: set[int] = set()
         result: list[tuple[dict[str, Tensor | None], str, Tensor]] = []

@@ -18,6 +18,7 @@ from flatwise.descent import Descent, KeepGraph, Late, second_order_term
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
 from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm
+from flatwise.parallel import Ranks
 from flatwise.passes import Closure, later_pass
 from flatwise.record import StepRecord
 from flatwise.rounding import Arrival, warn_if_swallowed
@@ -44,6 +45,7 @@ class Method:
         memory: what is remembered between steps.
         base: the base optimizer.
         scaling: of the loss.
+        ranks: which processes share a perturbation.
         arrives: whether it is known that perturbations of half-precision weights arrive.
     """
 
@@ -55,6 +57,7 @@ class Method:
     memory: Memory
     base: Optimizer
     scaling: Scaling
+    ranks: Ranks
     arrives: bool = False
 
     @property

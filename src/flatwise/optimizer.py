@@ -29,12 +29,13 @@ from torch.optim import Optimizer
 from flatwise.accumulate import joined
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
-from flatwise.construct import check_fit, checked_radius, make_base
+from flatwise.construct import check_fit, check_sync, checked_radius, make_base
 from flatwise.descent import Descent, Late, PerturbedGradient
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
+from flatwise.parallel import Ranks
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
 from flatwise.run import Run
@@ -88,6 +89,9 @@ class SAM(Optimizer):
         model: the module whose buffers to protect, where it cannot be found by watching (a loss function that was
             compiled before the first step). Not saved.
         fresh_masks: draw new dropout masks in the second pass instead of the same ones.
+        sync_ascent: under ``DistributedDataParallel``: True, and by default, one perturbation for the global batch;
+            False one for each rank (m-sharpness; the first pass sums no gradients); n one for every n consecutive
+            ranks. False and n need ``model=`` with the wrapped module.
         grad_scaler: see :meth:`attach_scaler`.
         max_grad_norm: clip the last gradient, the one that the base optimizer sees, to this L2 norm over all groups.
             The gradient that is climbed along is not clipped.
@@ -142,6 +146,7 @@ class SAM(Optimizer):
         total_steps: int | None = None,
         model: Module | None = None,
         fresh_masks: bool = False,
+        sync_ascent: bool | int | None = None,
         grad_scaler: Any = None,
         max_grad_norm: float | None = None,
         **arguments: Any,
@@ -165,13 +170,14 @@ class SAM(Optimizer):
         self._schedule = schedule or Schedule(every, window, total_steps)
         self._batching = batching or Batching(micro_batch_size, ascent_fraction)
         check_fit(self._ascent, self._descent, self._schedule, self._batching)
+        check_sync(sync_ascent, self._ascent, self._descent, self._schedule)
         if callable(rho) and self._schedule.rho_min is not None:
             raise ValueError("rho_min ties the radius to the learning rate, so rho must be a number, not a function")
         if self._descent.needs_output and model is None:
             raise ValueError("a functional gradient replaces the gradient of the model's output: pass model=model")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0, or None for no clipping, got {max_grad_norm!r}")
-        self._fresh_masks, self._max_grad_norm = fresh_masks, max_grad_norm
+        self._fresh_masks, self._max_grad_norm, self._sync_ascent = fresh_masks, max_grad_norm, sync_ascent
         self._selection, self._memory = select(self._ascent, model), Memory()
         base = make_base(params_or_base, base_optimizer, arguments)
         self._ascent.direction.check_base(base)
@@ -196,6 +202,7 @@ class SAM(Optimizer):
         self.last = StepRecord()
         self._model: Callable[[], Module | None] = (lambda: None) if model is None else weakref.ref(model)
         self._scaling = Scaling()
+        self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._method = Method(
             self._ascent,
             self._descent,
@@ -205,8 +212,8 @@ class SAM(Optimizer):
             self._memory,
             self.base_optimizer,
             self._scaling,
+            Ranks(self._sync_ascent, self._guard.modules),
         )
-        self._guard = PassGuard((), model, fresh_masks=self._fresh_masks)
         self._guarded = 0
         # Weak, so that there is no cycle: a dropped optimizer removes its hooks at once, not amid a compilation.
         self.base_optimizer.register_step_pre_hook(_weakly(self._before_base_step))
@@ -452,6 +459,7 @@ class SAM(Optimizer):
                 "opt.step(closure) for the last three"
             )
         one_pass, unscaled = self._method.one_pass, False
+        local = self._method.ranks.local and not one_pass
         if always and not one_pass and not self._method.has_gradients():
             raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")
         record, active = self._begin()
@@ -462,6 +470,10 @@ class SAM(Optimizer):
                 self._method.unscale()
                 active = self._new_run(record, active).accepts()
                 unscaled = True
+                # Where gradients are a rank's own, one rank must not leave out a pass that the others make.
+                always = always or local
+            if local:
+                self._method.ranks.share(self._method.params())
         record.passes = 1.0 + (always and not one_pass)
         look = self._new_look(record)
         moved = False
@@ -485,7 +497,7 @@ class SAM(Optimizer):
         elif moved and not one_pass:
             record.passes = 2.0
         self._count()
-        return moved
+        return moved or (local and active)
 
     def _step_without_closure(self) -> None:
         if self._look is not None:
@@ -523,12 +535,14 @@ class SAM(Optimizer):
         elif each:
             loss = run.each(closure)
         else:
-            several = isinstance(closure, list | tuple)
-            loss = run.whole(joined(closure, self._method.clear, self._method.params()) if several else closure)
+            loss = run.whole(self._joined(closure) if isinstance(closure, list | tuple) else closure)
         self._late = run.late
         self.base_optimizer.step()
         self._count()
         return loss
+
+    def _joined(self, closures: Sequence[Closure]) -> Closure:
+        return joined(closures, self._method.clear, self._method.params(), self._method.ranks.apart)
 
     def _check_closures(self, closures: Any, batch: Any, *, each: bool) -> None:
         if batch is not _NO_BATCH or not isinstance(closures, list | tuple):
@@ -542,6 +556,7 @@ class SAM(Optimizer):
         """Open the record of a step, and bring the radii up to date."""
         self._adopt_groups()
         self._scaling.begin()
+        self._method.ranks.begin()
         step = int(self.param_groups[0][STEP])
         if self._rho_function is not None:
             radius = checked_radius(self._rho_function(step))
@@ -670,7 +685,7 @@ class SAM(Optimizer):
             raise RuntimeError("copying the optimizer while the weights are perturbed: call opt.restore() first")
         kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho")
         slots = ("_ascent", "_descent", "_schedule", "_batching", "_selection", "_memory")
-        options = ("_fresh_masks", "_max_grad_norm")
+        options = ("_fresh_masks", "_max_grad_norm", "_sync_ascent")
         return {name: self.__dict__[name] for name in (*kept, *slots, *options)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
 from flatwise.norms import joint_norm
+from flatwise.parallel import spoiled_unless
 from flatwise.passes import (
     NOT_IN_THE_LOSS,
     TOO_FEW,
@@ -217,13 +218,21 @@ class Run:
         cost = cost or Cost()
         guard, record, method, look = self.guard, self.record, self.method, self.new_look()
         steps, one_pass = method.ascent.steps, method.one_pass and self.active
+        local = method.ranks.local and self.active and not one_pass
+        if local and method.ranks.cold():
+            self._warm_up(ascend)
         if not ranked:
             guard.enter_step()
         try:
             moved = one_pass and look.displace()
-            with nullcontext() if own else refuse_stale_gradients(method.base.param_groups):
+            with (
+                nullcontext() if own else refuse_stale_gradients(method.base.param_groups),
+                method.ranks.apart() if local else nullcontext(),
+            ):
                 loss, cheap = self._first(look, ascend)
             method.unscale()
+            if local:
+                method.ranks.share(method.params())
             if moved:
                 record._perturbed_loss = loss
             else:
@@ -243,18 +252,22 @@ class Run:
                 return loss
             look.keep_random = split
             moved = look.displace()
-            if not (moved or split or cheap):
+            # Where gradients are a rank's own, one rank must not leave out a pass that the others make.
+            if not (moved or split or cheap or local):
                 return loss
             self.method.clear()
             if not ranked:
                 guard.between()
             for _ in range(steps - 1):
-                later_pass(ascend)
+                with method.ranks.apart() if local else nullcontext():
+                    later_pass(ascend)
                 method.unscale()
+                if local:
+                    method.ranks.share(method.params())
                 look.displace()
                 self.method.clear()
                 guard.rewind()
-            with nullcontext() if self.outputs is None else self.outputs.put():
+            with nullcontext() if self.outputs is None else self.outputs.put(), self._verdict(local=local):
                 record._perturbed_loss = later_pass(descend)
             method.unscale()
             record.closure_calls += steps
@@ -275,6 +288,27 @@ class Run:
             else:
                 self._close(look)
         return loss
+
+    def _warm_up(self, closure: Closure) -> None:
+        """Run a pass that leaves no trace."""
+        guard = self.guard
+        kept, guard.remember = guard.remember, True
+        guard.enter_step()
+        try:
+            first_pass(closure)
+        finally:
+            guard.settle(False)
+            guard.rewind()
+            guard.leave_step()
+            guard.remember = kept
+            self.method.clear()
+
+    def _verdict(self, *, local: bool) -> AbstractContextManager[None]:
+        """Let all ranks hear of an overflow in the first gradient of this one, so that they scale alike."""
+        norm = self.record._norm
+        if not (local and self.method.scaling.on) or norm is None:
+            return nullcontext()
+        return spoiled_unless(torch.isfinite(norm), self.method.params())
 
     def _first(self, look: Look, ascend: Closure) -> tuple[Loss, bool]:
         saves = self.active and not self.method.one_pass

@@ -191,7 +191,18 @@ def _fields(kind: type, *without: str) -> set[str]:
     return {f.name for f in dataclasses.fields(kind)} - set(without)
 
 
-_PASSED = ("rho", "model", "fresh_masks", "grad_scaler", "max_grad_norm", "ascent", "descent", "schedule", "batching")
+_PASSED = (
+    "rho",
+    "model",
+    "fresh_masks",
+    "grad_scaler",
+    "max_grad_norm",
+    "sync_ascent",
+    "ascent",
+    "descent",
+    "schedule",
+    "batching",
+)
 
 
 @overload
@@ -214,7 +225,8 @@ def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
         base_optimizer: a ready optimizer. ``"bsam"`` is an optimizer itself: it takes over the parameters and the
             learning rate.
         **options: override the method's defaults; or ``rho``, ``model``, ``fresh_masks``, ``grad_scaler``,
-            ``max_grad_norm``, and whole slots (``ascent=``, ``descent=``, ``schedule=``, ``batching=``).
+            ``max_grad_norm``, ``sync_ascent``, and whole slots (``ascent=``, ``descent=``, ``schedule=``,
+            ``batching=``).
 
     Returns:
         A :class:`flatwise.SAM`; for ``"bsam"`` a :class:`flatwise.BSAM`.

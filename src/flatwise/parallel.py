@@ -1,0 +1,139 @@
+"""Many processes: which ranks share a perturbation, and when ``DistributedDataParallel`` sums gradients.
+
+With ``sync_ascent=True`` the first gradient is that of the global batch, so there is one perturbation for all ranks,
+and two sums of gradients a step. With ``False`` every rank climbs along the gradient of its own samples (m-sharpness,
+as in the SAM paper's experiments), and there is one sum. With a number n, n consecutive ranks share a perturbation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.nn import Module
+
+from flatwise.norms import kinds_of
+
+SyncAscent = bool | int | None
+
+NO_WRAPPER = """sync_ascent=False keeps the first gradient on its rank, so flatwise must know the module that sums \
+gradients: pass model=ddp_model, the DistributedDataParallel module itself"""
+
+
+def ranks() -> int:
+    """Return the number of processes of the training."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
+
+
+class Ranks:
+    """How the processes of a training share a perturbation.
+
+    Args:
+        sync: True or None for all of them, False for none, n for every n consecutive ones.
+        modules: returns the outermost modules.
+    """
+
+    def __init__(self, sync: SyncAscent, modules: Callable[[], list[Module]]) -> None:
+        self._sync, self._modules = sync, modules
+        self._begun = False
+        self._group: Any = None
+        self._warm: set[int] = set()
+
+    @property
+    def local(self) -> bool:
+        """Whether ranks climb along gradients of their own."""
+        return self._sync is not True and self._sync is not None and ranks() > self._size
+
+    @property
+    def _size(self) -> int:
+        return int(self._sync) or 1 if self._sync is not None else 1
+
+    def begin(self) -> None:
+        """Say, once and on the first rank, what is done; and make the groups.
+
+        Raises:
+            RuntimeError: if the module that sums gradients is not known.
+            ValueError: if the number of ranks cannot be divided so.
+        """
+        if self._begun or ranks() == 1:
+            return
+        if self.local:
+            if ranks() % self._size:
+                raise ValueError(f"sync_ascent={self._size} must divide the number of ranks, which is {ranks()}")
+            if not self.wrappers():
+                raise RuntimeError(NO_WRAPPER)
+            if self._size > 1:
+                self._group, _ = distributed.new_subgroups(self._size)
+        self._begun = True
+        if distributed.get_rank() == 0:
+            what = "one perturbation for the global batch, two sums of gradients a step"
+            if self.local and self._size > 1:
+                what = f"one perturbation for every {self._size} ranks"
+            elif self.local:
+                what = "one perturbation for each rank (m-sharpness), one sum of gradients a step"
+            print(f"flatwise: {ranks()} ranks, sync_ascent={self._sync is None or self._sync}: {what}", file=sys.stderr)
+
+    def wrappers(self) -> list[Any]:
+        """Return the modules that sum gradients."""
+        kind = torch.nn.parallel.DistributedDataParallel
+        return [module for root in self._modules() for module in root.modules() if isinstance(module, kind)]
+
+    def cold(self) -> bool:
+        """Tell, once, whether a wrapper must see a pass with sums before it can do one without (``static_graph``)."""
+        found = {id(module) for module in self.wrappers() if module.static_graph} - self._warm
+        self._warm |= found
+        return bool(found)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Do not sum gradients inside: forward and backward must both be there."""
+        with ExitStack() as stack:
+            for module in self.wrappers():
+                stack.enter_context(module.no_sync())
+            yield
+
+    @torch.no_grad()
+    def share(self, params: Sequence[Tensor]) -> None:
+        """Average the gradients of the ranks that share a perturbation.
+
+        Args:
+            params: parameters with gradients in ``.grad``.
+        """
+        if self._group is None:
+            return
+        for grads in kinds_of([p.grad for p in params if p.grad is not None]):
+            flat = _flatten_dense_tensors(grads)  # type: ignore[no-untyped-call]
+            distributed.all_reduce(flat, group=self._group)
+            flat.div_(self._size)
+            parts = _unflatten_dense_tensors(flat, grads)  # type: ignore[no-untyped-call]
+            torch._foreach_copy_(grads, list(parts))
+
+
+@contextmanager
+def spoiled_unless(finite: Tensor, params: Sequence[Tensor]) -> Iterator[None]:
+    """Make the gradients of a pass NaN on every rank unless ``finite`` on this one.
+
+    Args:
+        finite: a verdict on the first gradient of this rank.
+        params: all parameters; one of them is watched.
+
+    Yields:
+        Nothing.
+    """
+    watched = min((p for p in params if p.requires_grad and p.numel()), key=Tensor.numel)
+
+    def spoil(grad: Tensor) -> Tensor:
+        return grad.masked_fill(~finite.to(grad.device), float("nan"))
+
+    hook = watched.register_hook(spoil)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hook.remove()

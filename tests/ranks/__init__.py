@@ -1,0 +1,1 @@
+"""What processes of a training do, and how they are started."""

@@ -1,0 +1,262 @@
+"""Two processes: who shares a perturbation, how often gradients are summed, and that no rank is left waiting."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.ranks.start import on_ranks
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import flatwise
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
+]
+STEPS, RHO = 50, 0.2
+
+
+class Net(nn.Module):
+    """Dropout and batch statistics, and a layer that no loss sees where ``unused``."""
+
+    def __init__(self, *, norm: bool = True, unused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 8).double(), nn.Linear(8, 3).double()
+        self.norm = nn.BatchNorm1d(8).double() if norm else nn.Tanh()
+        self.extra = nn.Linear(2, 2).double() if unused else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.norm(self.first(x)))
+        return out
+
+
+def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(12, 6, generator=generator).double(), torch.randint(3, (12,), generator=generator))
+        for _ in range(steps)
+    ]
+
+
+def mine(rank: int, batch: tuple[Tensor, Tensor], world: int = 2) -> tuple[Tensor, Tensor]:
+    size = 12 // world
+    return batch[0][rank * size : (rank + 1) * size], batch[1][rank * size : (rank + 1) * size]
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Sums:
+    """Counts how often a wrapper sums gradients."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self.count = 0
+        ddp.register_comm_hook(None, self.hook)
+
+    def hook(self, state, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants no strings
+        self.count += 1
+        work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "static graph": {"static_graph": True},
+    "unused": {"find_unused_parameters": True},
+    "views": {"gradient_as_bucket_view": True},
+}
+
+
+def train(rank: int, wrapper: str, sync: Any, form: str) -> dict[str, Any]:
+    ddp = DistributedDataParallel(Net(unused=wrapper == "unused"), **WRAPPERS[wrapper])
+    sums = Sums(ddp)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=sync)
+    counts = []
+    for batch in batches(STEPS):
+        own, before = mine(rank, batch), sums.count
+
+        def closure(own: Any = own) -> Tensor:
+            opt.zero_grad()
+            loss = loss_of(ddp, own)
+            loss.backward()
+            return loss
+
+        if form == "closure":
+            opt.step(closure)
+        elif form == "batch":
+            opt.step(lambda b: loss_of(ddp, b), own)
+        else:
+            with ddp.no_sync() if sync is False else nullcontext():
+                closure()
+            if opt.perturb():
+                closure()
+                opt.restore()
+            opt.step()
+        counts.append(sums.count - before)
+    return {"weights": weights(ddp), "counts": counts, "buffers": [b.clone() for b in ddp.buffers()]}
+
+
+def by_hand(world: int, *, shared: int) -> Tensor:
+    """SAM with one perturbation for every ``shared`` ranks, in one process; every rank has its own batch statistics."""
+    models = [Net() for _ in range(world)]
+    bases = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in models]
+    for batch in batches(STEPS):
+        firsts = [torch.autograd.grad(loss_of(m, mine(r, batch, world)), list(m.parameters())) for r, m in
+                  enumerate(models)]  # fmt: skip
+        seconds = []
+        for rank, model in enumerate(models):
+            begin = rank // shared * shared
+            first = [sum(gs) / shared for gs in zip(*firsts[begin : begin + shared], strict=True)]
+            norm = torch.cat([g.flatten() for g in first]).norm()
+            kept = [p.detach().clone() for p in model.parameters()]
+            with torch.no_grad():
+                for p, g in zip(model.parameters(), first, strict=True):
+                    p.add_(RHO * g / norm)
+            seconds.append(torch.autograd.grad(loss_of(model, mine(rank, batch, world)), list(model.parameters())))
+            with torch.no_grad():
+                for p, w in zip(model.parameters(), kept, strict=True):
+                    p.copy_(w)
+        for model, base in zip(models, bases, strict=True):
+            for p, *gs in zip(model.parameters(), *seconds, strict=True):
+                p.grad = sum(gs) / world
+            base.step()
+    return weights(models[0])
+
+
+@pytest.mark.parametrize("form", ["closure", "batch", "framework"])
+@pytest.mark.parametrize("sync", [None, True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_ranks_agree_and_do_what_was_chosen(wrapper: str, sync: Any, form: str, tmp_path: Path) -> None:
+    if (wrapper, sync, form) == ("static graph", False, "framework"):
+        pytest.skip("torch itself wants a pass with sums before the user enters no_sync()")
+    one, two = on_ranks(train, tmp_path, wrapper, sync, form)
+    assert torch.equal(one["weights"], two["weights"])
+    if wrapper != "unused":
+        wanted = by_hand(2, shared=1 if sync is False else 2)
+        assert torch.allclose(one["weights"], wanted, rtol=0, atol=1e-9)
+    passes = 1 if sync is False else 2
+    late = one["counts"][2:]  # buckets are rebuilt after the first pass
+    assert set(late) == {passes}, "sums of gradients in a step"
+
+
+def groups(rank: int, size: int) -> Tensor:
+    ddp = DistributedDataParallel(Net())
+    opt = flatwise.SAM(torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9), RHO, model=ddp, sync_ascent=size)
+    for batch in batches(STEPS):
+        opt.step(lambda b: loss_of(ddp, b), mine(rank, batch, 4))
+    return weights(ddp)
+
+
+def test_groups_of_ranks_share_a_perturbation(tmp_path: Path) -> None:
+    results = on_ranks(groups, tmp_path, 2, world=4)
+    assert all(torch.equal(results[0], other) for other in results)
+    assert torch.allclose(results[0], by_hand(4, shared=2), rtol=0, atol=1e-9)
+
+
+def one_bad_rank(rank: int, sync: Any, scaled: bool, which: int) -> dict[str, Any]:
+    """On rank 1 only, the loss of pass ``which`` of the third step is NaN."""
+    ddp = DistributedDataParallel(Net(norm=False).float())
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=scaled)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=sync, grad_scaler=scaler if scaled else None)
+    calls, path, scales = 0, [], []
+
+    def loss_fn(batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = loss_of(ddp, (batch[0].float(), batch[1]))
+        return loss * float("nan") if rank == 1 and calls == 4 + which else loss
+
+    for batch in batches(5):
+        opt.step(loss_fn, mine(rank, batch))
+        scaler.update()
+        path.append(weights(ddp))
+        scales.append(scaler.get_scale() if scaled else 1.0)
+    return {"path": path, "scales": scales, "updated": opt.last.updated}
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("sync", [True, False, 1])
+def test_a_nan_on_one_rank_neither_hangs_nor_parts_the_ranks(
+    sync: Any, scaled: bool, which: int, tmp_path: Path
+) -> None:
+    one, two = on_ranks(one_bad_rank, tmp_path, sync, scaled, which)
+    assert all(map(torch.equal, one["path"], two["path"]))
+    assert all(w.isfinite().all() for w in one["path"])
+    assert torch.equal(one["path"][1], one["path"][2]), "the bad step is no step"
+    assert not torch.equal(one["path"][2], one["path"][3])
+    if scaled:
+        assert one["scales"] == two["scales"] == [64.0, 64.0, 32.0, 32.0, 32.0]
+
+
+def accumulated(rank: int, sync: Any) -> dict[str, Any]:
+    ddp = DistributedDataParallel(Net(norm=False))
+    sums = Sums(ddp)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=sync)
+    for batch in batches(4):
+        x, y = mine(rank, batch)
+        before = sums.count
+
+        def part(cut: slice, x: Tensor = x, y: Tensor = y) -> Any:
+            def closure() -> Tensor:
+                loss = loss_of(ddp, (x[cut], y[cut])) / 2
+                loss.backward()
+                return loss
+
+            return closure
+
+        opt.step([part(slice(0, 3)), part(slice(3, 6))])
+    return {"weights": weights(ddp), "count": sums.count - before}
+
+
+def whole(rank: int, sync: Any) -> Tensor:
+    ddp = DistributedDataParallel(Net(norm=False))
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=sync)
+    for batch in batches(4):
+        opt.step(lambda b: loss_of(ddp, b), mine(rank, batch))
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_accumulation_sums_once_for_each_pass(sync: bool, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = on_ranks(accumulated, tmp_path / "a", sync)
+    assert torch.equal(one["weights"], two["weights"])
+    assert one["count"] == (2 if sync else 1)
+    assert torch.allclose(one["weights"], on_ranks(whole, tmp_path / "b", sync)[0], rtol=0, atol=1e-12)
+
+
+def mistakes(rank: int) -> list[str]:
+    ddp, texts = DistributedDataParallel(Net()), []
+    for options in ({"sync_ascent": False}, {"sync_ascent": 3, "model": ddp}):
+        opt = flatwise.SAM(torch.optim.SGD(Net().parameters(), lr=0.05), RHO, **options)
+        try:
+            opt.step(lambda b: loss_of(ddp, b), mine(rank, batches(1)[0]))
+            texts.append("nothing")
+        except (RuntimeError, ValueError) as error:
+            texts.append(str(error))
+    return texts
+
+
+def test_mistakes_are_named_on_every_rank(tmp_path: Path) -> None:
+    for first, second in on_ranks(mistakes, tmp_path):
+        assert "pass model=ddp_model" in first
+        assert second == "nothing" or "must divide" in second
