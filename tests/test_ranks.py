@@ -198,7 +198,9 @@ def test_a_nan_on_one_rank_neither_hangs_nor_parts_the_ranks(
     one, two = on_ranks(one_bad_rank, tmp_path, sync, scaled, which)
     assert all(map(torch.equal, one["path"], two["path"]))
     assert all(w.isfinite().all() for w in one["path"])
-    assert torch.equal(one["path"][1], one["path"][2]), "the bad step is no step"
+    # Without a scaler, a rank whose own first gradient is bad looks nowhere, and its second gradient is good.
+    kept = scaled or sync is True or which == 2
+    assert torch.equal(one["path"][1], one["path"][2]) == kept, "the bad step is no step"
     assert not torch.equal(one["path"][2], one["path"][3])
     if scaled:
         assert one["scales"] == two["scales"] == [64.0, 64.0, 32.0, 32.0, 32.0]
