@@ -67,13 +67,18 @@ def refuse_clearing(params: Sequence[Tensor]) -> Iterator[None]:
     if param is None or param.grad is None:
         yield
         return
-    arrived: list[Tensor] = []
-    grad, version = param.grad, param.grad._version
-    hook = param.register_hook(arrived.append)  # type: ignore[no-untyped-call]
+    grad, version, intact = param.grad, param.grad._version, list[bool]()
+
+    def arrive(_: Tensor) -> None:
+        # Asked before anything is added: a wrapper that sums over ranks writes into the gradient afterwards.
+        if not intact:
+            intact.append(param.grad is grad and grad._version == version)
+
+    hook = param.register_hook(arrive)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         hook.remove()
-    added = param.grad is grad and grad._version - version == len(arrived)
-    if not added:
+    arrive(grad)  # where nothing arrived
+    if not intact[0]:
         raise RuntimeError(CLEARED)

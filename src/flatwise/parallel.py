@@ -64,9 +64,9 @@ class Ranks:
         """
         if self._begun or ranks() == 1:
             return
+        if ranks() % self._size:
+            raise ValueError(f"sync_ascent={self._size} must divide the number of ranks, which is {ranks()}")
         if self.local:
-            if ranks() % self._size:
-                raise ValueError(f"sync_ascent={self._size} must divide the number of ranks, which is {ranks()}")
             if not self.wrappers():
                 raise RuntimeError(NO_WRAPPER)
             if self._size > 1:
