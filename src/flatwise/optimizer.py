@@ -284,6 +284,9 @@ class SAM(Optimizer):
 
         Args:
             grad_scaler: the scaler; None detaches it.
+
+        Raises:
+            ValueError: if the method differentiates gradients whose scale matters.
         """
         if grad_scaler is not None and self._descent.adds_term and not self._ascent.ball.normalised:
             raise ValueError("second_order=True with normalised=False differentiates scaled gradients: use float32")
