@@ -66,7 +66,7 @@ MUTATIONS = {
         "",
         "test_closed_forms.py test_oracles.py",
     ),
-    "micro-batches summed": ("run.py", "param.grad * share", "param.grad * 1.0", "test_oracles.py"),
+    "micro-batches summed": ("run.py", "param.grad * weight", "param.grad * 1.0", "test_oracles.py"),
     "momentum not saved": (
         "optimizer.py",
         "        saved = self.base_optimizer.state_dict()",
@@ -76,8 +76,8 @@ MUTATIONS = {
     "steps not counted": ("optimizer.py", "group[STEP] += 1", "group[STEP] += 0", "test_state.py test_record.py"),
     "a copy loses its schedule": (
         "optimizer.py",
-        "self.__dict__[name] for name in (*kept, *slots)",
-        'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, *slots)',
+        "self.__dict__[name] for name in (*kept, *slots, *options)",
+        'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, *slots, *options)',
         "test_state.py",
     ),
     "NaN handed to the base": ("update.py", "        if not finite:", "        if False:", "test_exactness.py"),
@@ -101,6 +101,30 @@ MUTATIONS = {
         'saved["state"][index] = {**saved["state"].get(index, {}), **entries}',
         "pass",
         "test_family_state.py::test_resuming_equals_never_having_stopped",
+    ),
+    "rounded away from zero": ("rounding.py", "< (steps - below).abs()", "< 1.0", "test_precision.py"),
+    "rounded at random the wrong way": ("rounding.py", "torch.copysign(up", "-torch.copysign(up", "test_precision.py"),
+    "a last gradient left at its scale": (
+        "run.py",
+        "                record._perturbed_loss = later_pass(descend)\n            method.unscale()\n",
+        "                record._perturbed_loss = later_pass(descend)\n",
+        "test_scaling.py",
+    ),
+    "an overflow in the first pass forgotten": ("update.py", "if first and", "if False and", "test_scaling.py"),
+    "statistics of an overflow kept": ("guards.py", "elif finite is False:", "elif False:", "test_scaling.py"),
+    "gradients stretched to the norm": ("update.py", ", max=1.0)", ")", "test_accumulation.py"),
+    "the first gradient clipped": (
+        "look.py",
+        "        norm = direction.turn(everything, self._method.memory)\n",
+        "        norm = direction.turn(everything, self._method.memory)\n"
+        "        torch._foreach_clamp_max_([piece.grad for piece in everything], 0.001)\n",
+        "test_accumulation.py",
+    ),
+    "cleared between closures": (
+        "accumulate.py",
+        "            last = ",
+        "            clear()\n            last = ",
+        "test_accumulation.py",
     ),
     "flatwise's entries in the base's checkpoint": (
         "optimizer.py",

@@ -110,7 +110,7 @@ def train(rank: int, wrapper: str, sync: Any, form: str) -> dict[str, Any]:
     return {"weights": weights(ddp), "counts": counts, "buffers": [b.clone() for b in ddp.buffers()]}
 
 
-def by_hand(world: int, *, shared: int) -> Tensor:
+def by_hand(world: int, *, shared: int, normalised: bool = True) -> Tensor:
     """SAM with one perturbation for every ``shared`` ranks, in one process; every rank has its own batch statistics."""
     models = [Net() for _ in range(world)]
     bases = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in models]
@@ -121,7 +121,7 @@ def by_hand(world: int, *, shared: int) -> Tensor:
         for rank, model in enumerate(models):
             begin = rank // shared * shared
             first = [sum(gs) / shared for gs in zip(*firsts[begin : begin + shared], strict=True)]
-            norm = torch.cat([g.flatten() for g in first]).norm()
+            norm = torch.cat([g.flatten() for g in first]).norm() if normalised else 1.0
             kept = [p.detach().clone() for p in model.parameters()]
             with torch.no_grad():
                 for p, g in zip(model.parameters(), first, strict=True):
@@ -153,18 +153,36 @@ def test_ranks_agree_and_do_what_was_chosen(wrapper: str, sync: Any, form: str, 
     assert set(late) == {passes}, "sums of gradients in a step"
 
 
-def groups(rank: int, size: int) -> Tensor:
+def groups(rank: int, size: int, name: str) -> Tensor:
     ddp = DistributedDataParallel(Net())
-    opt = flatwise.SAM(torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9), RHO, model=ddp, sync_ascent=size)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.create(name, base, rho=RHO, model=ddp, sync_ascent=size)
     for batch in batches(STEPS):
         opt.step(lambda b: loss_of(ddp, b), mine(rank, batch, 4))
     return weights(ddp)
 
 
-def test_groups_of_ranks_share_a_perturbation(tmp_path: Path) -> None:
-    results = on_ranks(groups, tmp_path, 2, world=4)
+@pytest.mark.parametrize("name", ["sam", "usam"])  # the second also sees the length of the shared gradient
+def test_groups_of_ranks_share_a_perturbation(name: str, tmp_path: Path) -> None:
+    results = on_ranks(groups, tmp_path, 2, name, world=4)
     assert all(torch.equal(results[0], other) for other in results)
-    assert torch.allclose(results[0], by_hand(4, shared=2), rtol=0, atol=1e-9)
+    assert torch.allclose(results[0], by_hand(4, shared=2, normalised=name == "sam"), rtol=0, atol=1e-9)
+
+
+def ranked(rank: int, static: bool) -> list[Tensor]:
+    ddp = DistributedDataParallel(Net(), static_graph=static)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.create("k-sam", base, rho=RHO, model=ddp, sync_ascent=False)
+    for batch in batches(5):
+        opt.step(lambda b: F.cross_entropy(ddp(b[0]), b[1], reduction="none"), mine(rank, batch))
+    return [weights(ddp), *(b.clone() for b in ddp.buffers())]
+
+
+def test_the_pass_that_a_static_graph_wants_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    static, plain = on_ranks(ranked, tmp_path / "a", True), on_ranks(ranked, tmp_path / "b", False)
+    assert all(torch.equal(a, b) for one, two in zip(static, plain, strict=True) for a, b in zip(one, two, strict=True))
 
 
 def one_bad_rank(rank: int, sync: Any, scaled: bool, which: int) -> dict[str, Any]:

@@ -229,3 +229,19 @@ def test_an_accelerators_verdict_joins_both_passes(base: str, monkeypatch: pytes
     kept += [True] * (len(before) - len(kept))
     assert all(torch.equal(a, b) for a, b, k in zip(world.snapshot(), before, kept, strict=True) if k)
     assert world.opt.last.reason == "non-finite update"
+
+
+def test_copies_of_a_step_that_failed_are_not_those_of_the_next() -> None:
+    world = train(World(sam("sgd"), scaled=True), by_step, 1)
+
+    def fails() -> Tensor:
+        world.closure()
+        raise KeyError("the data ended")
+
+    with pytest.raises(KeyError):
+        world.opt.step(fails)
+    world.model(X)  # statistics go on
+    before = world.snapshot()
+    world.bad = {world.calls + 1: math.inf}
+    train(world, by_step, 1)
+    assert all(map(torch.equal, before, world.snapshot()))

@@ -32,7 +32,7 @@ from flatwise.memory import STEP
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
 from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
-from flatwise.scaling import NOT_ATTACHED, Scaling
+from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
 from flatwise.weights import Displacement, Piece
 
@@ -178,16 +178,15 @@ class BSAM(Optimizer):
                 for param in group["params"]:
                     self._state(param, group)
             return None
-        if "grad_scale" in self.__dict__ and not self._scaling.on:
-            raise RuntimeError(NOT_ATTACHED)
         own, scaling = batch is not _NO_BATCH, self._scaling
+        scaling.through_scaler(self)
         scaling.begin()
         run: Callable[[], Any] = from_loss_fn(closure, batch, self._clear, scaled=scaling.scaled) if own else closure
         step = int(self.param_groups[0][STEP])
         rhos = [checked_radius(group["rho"]) for group in self.param_groups]
         self.last = record = StepRecord(step=step, rho=max(rhos))
         displacement, guard = Displacement(), self._guard
-        guard.remember = scaling.on
+        guard.await_verdict(scaling.on)
         guard.enter_step()
         try:
             displacement.add(self._noise(step), 1.0)

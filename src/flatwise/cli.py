@@ -44,15 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flatwise.lab.errors import LabError
 
     try:
-        if words[:1] == ["variants"]:
-            code = _variants(words[1:])
-            sys.stdout.flush()
-            return code
-        config = _parse(words)
-        if config is None:
-            return 0
-        code = _compare(config)
-        sys.stdout.flush()
+        code = _run(words)
+        sys.stdout.flush()  # here, where what cannot be written is still one line
         return code
     except LabError as error:
         print(f"flatwise: error: {error}", file=sys.stderr)
@@ -68,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues where this one stopped.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["variants"]:
+        return _variants(words[1:])
+    config = _parse(words)
+    return 0 if config is None else _compare(config)
 
 
 def _drop_output() -> None:

@@ -95,9 +95,7 @@ class PassGuard:
         self._watch: Any = None
         self._root_hooks: list[Any] | None = None
         self._in_step = False
-        self.remember = False
-        """Whether the step that comes keeps copies of the buffers, for :meth:`settle`."""
-        self._initial: list[tuple[Tensor, Tensor]] = []
+        self._initial: list[tuple[Tensor, Tensor]] | None = None
         if model is not None:
             self._add_root(model)
             self.listen_to_roots()
@@ -135,8 +133,8 @@ class PassGuard:
         """Note that a module is being called. Outermost modules come before the modules inside them."""
         if id(module) not in self._seen:
             self._add_root(module)
-            if self.remember and self._in_step:
-                self._remember(self._buffers())
+            if self._in_step:
+                self._remember_buffers()
         if not self._in_step and self._begun is None and torch.is_grad_enabled():
             self.start()
 
@@ -156,21 +154,29 @@ class PassGuard:
         """Stop listening to modules: flatwise itself runs the passes."""
         self._in_step = True
         self.start()
-        if self.remember and not self._initial:  # once: the parts of a batch follow each other
-            self._remember(self._buffers())
+        self._remember_buffers()
 
-    def _remember(self, buffers: Iterable[tuple[dict[str, Tensor | None], str, Tensor]]) -> None:
-        known = {id(b) for b, _ in self._initial}
-        self._initial += [(b, b.detach().clone()) for _, _, b in buffers if id(b) not in known]
+    def await_verdict(self, wanted: bool) -> None:
+        """Let the step that comes keep copies of the buffers until :meth:`settle`, or not.
+
+        Args:
+            wanted: whether a verdict will follow.
+        """
+        self._initial = [] if wanted else None  # copies of a step that failed are gone
+
+    def _remember_buffers(self) -> None:
+        if self._initial is not None:
+            known = {id(b) for b, _ in self._initial}  # the parts of a batch follow each other
+            self._initial += [(b, b.detach().clone()) for _, _, b in self._buffers() if id(b) not in known]
 
     @torch.no_grad()
     def settle(self, finite: Tensor | bool | None) -> None:
-        """Decide, after the last pass, whether what the first one did to buffers stays.
+        """Decide, after the last pass, whether what the step did to buffers stays.
 
         Args:
             finite: False brings the buffers back to where they were before the step; a tensor is not read.
         """
-        initial, self._initial, self.remember = self._initial, [], False
+        initial, self._initial = self._initial or (), None
         for buffer, before in initial:
             if isinstance(finite, Tensor):
                 buffer.copy_(torch.where(finite.to(buffer.device), buffer, before))

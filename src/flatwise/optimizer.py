@@ -39,7 +39,7 @@ from flatwise.parallel import Ranks
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
 from flatwise.run import Run
-from flatwise.scaling import NOT_ATTACHED, Scaling
+from flatwise.scaling import Scaling
 from flatwise.schedule import Radius, Schedule
 from flatwise.select import select
 from flatwise.update import add_late, clip, forget_verdict, spoil_unless, withhold_nonfinite
@@ -526,12 +526,10 @@ class SAM(Optimizer):
             )
         if each or isinstance(closure, list | tuple):
             self._check_closures(closure, batch, each=each)
-        self._through_scaler = "grad_scale" in self.__dict__
-        if self._through_scaler and not self._scaling.on:
-            raise RuntimeError(NOT_ATTACHED)
+        self._through_scaler = self._scaling.through_scaler(self)
         self._armed = False
         record, active = self._begin()
-        self._guard.remember = self._scaling.on and active
+        self._guard.await_verdict(self._scaling.on and active)
         run = self._new_run(record, active)
         if batch is not _NO_BATCH:
             loss = run.batch(closure, batch)

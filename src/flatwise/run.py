@@ -161,6 +161,7 @@ class Run:
     def _top_part(self, loss_fn: Any, part: Any, share: float) -> Loss:
         """K-SAM: both passes on the samples with the largest loss; the ranking pass is the one that counts."""
         batching, guard = self.method.batching, self.guard
+        self._warm_up(self._closure(loss_fn, part, count(part)))
         guard.enter_step()
         try:
             losses = self._losses(loss_fn, part)
@@ -218,10 +219,9 @@ class Run:
         cost = cost or Cost()
         guard, record, method, look = self.guard, self.record, self.method, self.new_look()
         steps, one_pass = method.ascent.steps, method.one_pass and self.active
-        local = method.ranks.local and self.active and not one_pass
-        if local and method.ranks.cold():
-            self._warm_up(ascend)
+        local = self.local
         if not ranked:
+            self._warm_up(ascend)
             guard.enter_step()
         try:
             moved = one_pass and look.displace()
@@ -289,10 +289,17 @@ class Run:
                 self._close(look)
         return loss
 
+    @property
+    def local(self) -> bool:
+        """Whether this step climbs along a gradient that other ranks do not share."""
+        return self.method.ranks.local and self.active and not self.method.one_pass
+
     def _warm_up(self, closure: Closure) -> None:
-        """Run a pass that leaves no trace."""
+        """Run a pass that leaves no trace, where a wrapper wants one before it leaves sums out."""
+        if not (self.local and self.method.ranks.cold()):
+            return
         guard = self.guard
-        kept, guard.remember = guard.remember, True
+        guard.await_verdict(True)
         guard.enter_step()
         try:
             first_pass(closure)
@@ -300,8 +307,8 @@ class Run:
             guard.settle(False)
             guard.rewind()
             guard.leave_step()
-            guard.remember = kept
             self.method.clear()
+            guard.await_verdict(self.method.scaling.on)
 
     def _verdict(self, *, local: bool) -> AbstractContextManager[None]:
         """Let all ranks hear of an overflow in the first gradient of this one, so that they scale alike."""

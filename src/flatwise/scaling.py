@@ -54,6 +54,23 @@ class Scaling:
         """Whether losses are scaled."""
         return self._scaler is not None and bool(self._scaler.is_enabled())
 
+    def through_scaler(self, optimizer: Any) -> bool:
+        """Tell whether ``scaler.step(optimizer, closure)`` is what called.
+
+        Args:
+            optimizer: whose step begins.
+
+        Returns:
+            True where it is.
+
+        Raises:
+            RuntimeError: if that scaler was not attached.
+        """
+        called = "grad_scale" in optimizer.__dict__  # a scaler leaves it there for the time of the call
+        if called and not self.on:
+            raise RuntimeError(NOT_ATTACHED)
+        return called
+
     def begin(self) -> None:
         """Begin a step."""
         self._passes = []  # a key is the identity of an object, so the keys of a step live until the next

@@ -24,6 +24,11 @@ def _numbers(grad: Tensor) -> Tensor:
     return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
+def _gradients(base: Optimizer) -> list[Tensor]:
+    found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
+    return found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
+
+
 @torch.no_grad()
 def withhold_nonfinite(
     base: Optimizer, record: StepRecord, late: Late | None = None, *, first: bool = False, wait: bool = False
@@ -44,8 +49,7 @@ def withhold_nonfinite(
     Returns:
         Whether a verdict was left with a fused base, to be removed by :func:`forget_verdict` after its step.
     """
-    found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
-    grads = found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
+    grads = _gradients(base)
     extra = [difference for _, difference in late or ()]
     finite = all_finite([*grads, *extra])
     if first and record._norm is not None:
@@ -77,7 +81,7 @@ def clip(base: Optimizer, record: StepRecord, largest: float) -> None:
         record: takes the norm before clipping.
         largest: the L2 norm allowed, over all gradients.
     """
-    grads = [_numbers(g) for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
+    grads = _gradients(base)
     if not grads:
         return
     record._update_norm = norm = joint_norm(grads)
