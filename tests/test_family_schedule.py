@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import random
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from tests.family_table import SCHEDULES
 from tests.family_world import STEPS, base_of, batches, flat, network, reseed
+from tests.ranks.start import on_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -114,14 +113,11 @@ METHODS_OF_RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_rank(rank: int, folder: str) -> None:
+def decisions(rank: int) -> dict[str, Any]:
     """One of two processes of a DistributedDataParallel training, on its own half of each batch."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = (pathlib.Path(folder) / "meeting").as_uri()
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     results = {}
     for name, options in METHODS_OF_RANKS.items():
+        torch.manual_seed(rank)  # masks are a rank's own, and the same in every run
         model = torch.nn.parallel.DistributedDataParallel(network())
         opt = flatwise.create(name, base_of("sgd", model.parameters()), rho=RHO, **options)
         reasons = []
@@ -130,17 +126,14 @@ def on_rank(rank: int, folder: str) -> None:
             opt.step(lambda b, model=model: F.cross_entropy(model(b[0]), b[1]), (x[half], y[half]))
             reasons.append(opt.last.reason)
         results[name] = reasons, flat(model)
-    torch.save(results, pathlib.Path(folder) / str(rank))
-    torch.distributed.barrier()  # neither leaves while the other may still talk to it
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_every_rank_takes_the_same_decision(tmp_path: Any) -> None:
     """Otherwise one rank would wait for the gradients of a second pass that the other never makes."""
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
-    one, two = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    one, two = on_ranks(decisions, tmp_path)
     for name in METHODS_OF_RANKS:
         assert one[name][0] == two[name][0]
         assert torch.equal(one[name][1], two[name][1])
