@@ -113,7 +113,7 @@ METHODS_OF_RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def decisions(rank: int) -> dict[str, Any]:
+def decisions_of_ranks(rank: int) -> dict[str, Any]:
     """One of two processes of a DistributedDataParallel training, on its own half of each batch."""
     results = {}
     for name, options in METHODS_OF_RANKS.items():
@@ -133,7 +133,7 @@ def decisions(rank: int) -> dict[str, Any]:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_every_rank_takes_the_same_decision(tmp_path: Any) -> None:
     """Otherwise one rank would wait for the gradients of a second pass that the other never makes."""
-    one, two = on_ranks(decisions, tmp_path)
+    one, two = on_ranks(decisions_of_ranks, tmp_path)
     for name in METHODS_OF_RANKS:
         assert one[name][0] == two[name][0]
         assert torch.equal(one[name][1], two[name][1])
