@@ -417,6 +417,11 @@ class SAM(Optimizer):
         """Bring the weights back bit for bit, and let the next ``step()`` without closure be the base's step."""
         self._restore(finish=True)
 
+    def _abandon(self) -> None:
+        """Bring the weights back after a second pass that failed: there is nothing to step with."""
+        self._restore(finish=False)
+        self._armed = False
+
     def _restore(self, *, finish: bool, last: bool = False) -> None:
         """Bring the weights back. ``last`` says that nobody else unscales the gradients."""
         look, self._armed = self._look, True
@@ -488,8 +493,7 @@ class SAM(Optimizer):
                 if not one_pass:
                     self._guard.between()
         except BaseException:
-            self._restore(finish=False)
-            self._armed = False
+            self._abandon()
             raise
         if not (moved or always):
             self._look, self._armed = None, True

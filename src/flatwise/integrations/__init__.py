@@ -1,0 +1,5 @@
+"""Frameworks that call ``optimizer.step()`` by themselves: one small file each, none of which imports the others.
+
+A framework runs the clean pass, clips, unscales, steps, logs and counts as it always does. What is added is the second
+pass, between its last backward pass and its step.
+"""
