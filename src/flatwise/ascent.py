@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from flatwise.directions import Direction, Gradient
-from flatwise.norms import combine, filter_norms, joint_norm, packs
+from flatwise.norms import accumulation_dtype, combine, filter_norms, joint_norm, packs, reduced
 from flatwise.rounding import Rounding
+from flatwise.shards import Sharding, shardings_of
 from flatwise.weights import Displacement, Piece
 
 
@@ -99,37 +100,50 @@ class Ball:
         return 1.0 if math.isinf(self.p) else self.p / (self.p - 1)
 
     @torch.no_grad()
-    def climb(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]]) -> Climb:
+    def climb(
+        self,
+        weights: Sequence[Sequence[Tensor]],
+        grads: Sequence[Sequence[Tensor]],
+        over: Sequence[Sharding | None] | None = None,
+    ) -> Climb:
         """Overwrite gradients with the direction of the perturbation.
 
         Args:
             weights: per group, the weights (read only where ``adaptive``).
             grads: per group, the gradients, shapes of the weights; overwritten, unless they turn out to be zero or not
                 finite (on the CPU).
+            over: per group, how its tensors are cut over processes. All processes must call it then.
 
         Returns:
             The scale and the norms; ``rho * scale * direction`` is the perturbation.
         """
-        group_norms = tuple(self._dual_norm(ws, gs) for ws, gs in zip(weights, grads, strict=True))
+        over = over or [None] * len(grads)
+        group_norms = tuple(self._dual_norm(ws, gs, s) for ws, gs, s in zip(weights, grads, over, strict=True))
         norm = combine(group_norms, self.q)
         scale: float | Tensor
         if norm.device.type == "cpu":  # reading a number costs nothing here, and saves launches
             usable = 0 < float(norm) < math.inf
-            scale = 1 / float(self._directed(weights, grads, norm)) if usable else 0.0
+            scale = 1 / float(self._directed(weights, grads, norm, over)) if usable else 0.0
         else:
             fine = torch.isfinite(norm) & (norm > 0)
-            scale = torch.where(fine, 1 / self._directed(weights, grads, torch.where(fine, norm, 1)), 0)
+            scale = torch.where(fine, 1 / self._directed(weights, grads, torch.where(fine, norm, 1), over), 0)
         return Climb(scale, norm, group_norms)
 
-    def _directed(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+    def _directed(
+        self,
+        weights: Sequence[Sequence[Tensor]],
+        grads: Sequence[Sequence[Tensor]],
+        norm: Tensor,
+        over: Sequence[Sharding | None],
+    ) -> Tensor:
         """Overwrite the gradients with the direction, up to the divisor that is returned."""
         if self.scope == "tensor":
             one = replace(self, scope="all")
-            for ws, gs in zip(weights, grads, strict=True):
+            for ws, gs, s in zip(weights, grads, over, strict=True):
                 for index, g in enumerate(gs):
-                    g.mul_(one.climb([ws[index : index + 1]], [[g]]).scale)
+                    g.mul_(one.climb([ws[index : index + 1]], [[g]], [s]).scale)
             return torch.ones_like(norm)
-        divisor = self._direct(weights, grads, norm)
+        divisor = self._direct(weights, grads, norm, over)
         return divisor if self.normalised else torch.ones_like(norm)
 
     def _packs(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
@@ -138,19 +152,26 @@ class Ball:
             return [([w], [g]) for w, g in zip(weights, grads, strict=True) if g.numel()]
         return packs(weights, grads)
 
-    def _dual_norm(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    def _dual_norm(self, weights: Sequence[Tensor], grads: Sequence[Tensor], over: Sharding | None) -> Tensor:
         """Return ``||Tg||_q`` and leave the gradients alone: they may turn out to be of no use."""
         if not (self.adaptive and weights):
-            return joint_norm(grads, self.q)
+            return joint_norm(grads, self.q, [over] * len(grads))
         packed = self._packs(weights, grads)
         norms = [joint_norm(torch._foreach_mul(self.scaling(ws), gs), self.q) for ws, gs in packed]
-        return combine(norms, self.q) if norms else joint_norm(grads, self.q)
+        here = combine(norms, self.q) if norms else joint_norm(grads, self.q)
+        return reduced(here, self.q, over, accumulation_dtype(grads[0].dtype))
 
-    def _direct(self, weights: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+    def _direct(
+        self,
+        weights: Sequence[Sequence[Tensor]],
+        grads: Sequence[Sequence[Tensor]],
+        norm: Tensor,
+        over: Sequence[Sharding | None],
+    ) -> Tensor:
         """Turn gradients into ``T sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
         if self.adaptive:
             self._times_t(weights, grads)
-        divisor = self._profile(grads, norm)
+        divisor = self._profile(grads, norm, over)
         if self.adaptive:
             self._times_t(weights, grads)
         return divisor
@@ -174,27 +195,40 @@ class Ball:
             for w_pack, g_pack in self._packs(ws, gs):
                 torch._foreach_mul_(g_pack, self.scaling(w_pack))
 
-    def _profile(self, grads: Sequence[Sequence[Tensor]], norm: Tensor) -> Tensor:
+    def _profile(self, grads: Sequence[Sequence[Tensor]], norm: Tensor, over: Sequence[Sharding | None]) -> Tensor:
         """Turn ``Tg`` into ``sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
         if self.p == 2:
             return norm
-        one, peaks = torch.ones_like(norm), torch.zeros_like(norm)
+        if self.p == 1:
+            return self._peaks(grads, norm, over)
+        one = torch.ones_like(norm)
         for (pack,) in packs(g for gs in grads for g in gs):
             signs = torch._foreach_sign(pack)
             here = norm.to(pack[0].device)
-            if self.p == 1:
-                # Elements that tie for the largest share the radius; one of them alone would depend on the order.
-                for g, sign in zip(pack, signs, strict=True):
-                    g.copy_(sign * (g.abs() == here))
-                    peaks += g.count_nonzero().to(peaks)
-            elif math.isinf(self.p):
+            if math.isinf(self.p):
                 torch._foreach_copy_(pack, signs)
             else:
                 torch._foreach_div_(pack, here)
                 torch._foreach_abs_(pack)
                 torch._foreach_pow_(pack, self.q - 1)
                 torch._foreach_mul_(pack, signs)
-        return torch.where(peaks > 0, peaks, 1) if self.p == 1 else one
+        return one
+
+    @staticmethod
+    def _peaks(grads: Sequence[Sequence[Tensor]], norm: Tensor, over: Sequence[Sharding | None]) -> Tensor:
+        """Leave the signs of the largest elements, and return their number.
+
+        Elements that tie for the largest share the radius; one of them alone would depend on the order.
+        """
+        peaks = torch.zeros_like(norm)
+        for gs, sharding in zip(grads, over, strict=True):
+            here = torch.zeros_like(norm)
+            for (pack,) in packs(gs):
+                for g in pack:
+                    g.copy_(g.sign() * (g.abs() == norm.to(g.device)))
+                    here += g.count_nonzero().to(here)
+            peaks += here if sharding is None else sharding.reduce(here)
+        return torch.where(peaks > 0, peaks, 1)
 
     def perturbation(
         self,
@@ -337,6 +371,7 @@ class ProjectedAscent:
         climb = self._ball.climb(
             [[self._starts[piece.owner] for piece in pieces] for pieces in groups],
             [[piece.grad for piece in pieces] for pieces in groups],
+            [pieces[0].over for pieces in groups],
         )
         for pieces, rho in zip(groups, rhos, strict=True):
             for piece in pieces:
@@ -354,7 +389,7 @@ class ProjectedAscent:
 
     def radius(self) -> Tensor:
         """Return ``||T^-1 eps||_p``, 0-dim, with every group's radius counted as its own."""
-        return joint_norm(self._relative(), self._ball.p)
+        return joint_norm(self._relative(), self._ball.p, shardings_of(self._offsets))
 
     def _relative(self, *, unit: bool = False) -> list[Tensor]:
         """Return ``T^-1 eps``, or ``T^-1 eps / rho`` with ``unit``."""
@@ -376,6 +411,6 @@ class ProjectedAscent:
                 offset.clamp_(-bound, bound)
             return
         # For p = 2 pulling back along the ray is the projection; for other p it is the point of the ball on the ray.
-        length = joint_norm(self._relative(unit=True), self._ball.p)
+        length = joint_norm(self._relative(unit=True), self._ball.p, shardings_of(self._offsets))
         for offset in self._offsets.values():
             offset.mul_(torch.where(length > 1, 1 / length, 1).to(offset.device))

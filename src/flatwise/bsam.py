@@ -30,10 +30,11 @@ from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
 from flatwise.memory import STEP
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
-from flatwise.passes import first_pass, from_loss_fn, later_pass, refuse_stale_gradients
+from flatwise.passes import NO_GRADIENTS, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
+from flatwise.shards import is_sharded
 from flatwise.weights import Displacement, Piece
 
 _NO_BATCH: Any = object()
@@ -101,6 +102,8 @@ class BSAM(Optimizer):
         super().__init__(params, defaults)
         if any(p.is_complex() for p in self._params()):
             raise ValueError("bSAM is defined for real parameters, and some are complex")
+        if any(map(is_sharded, self._params())):
+            raise ValueError("bSAM needs whole parameters, and some are cut by fully_shard or tensor parallelism")
         self._fresh_masks = fresh_masks
         self._wire(model)
         self.attach_scaler(grad_scaler)
@@ -199,7 +202,7 @@ class BSAM(Optimizer):
             guard.between()
             first = {p: p.grad for p in self._params() if p.grad is not None}
             if not first:
-                raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
+                raise RuntimeError(NO_GRADIENTS)
             self._clear()
             record._norm = record._gradient_norm = joint_norm(list(first.values()))
             self._displace(displacement, first, record)

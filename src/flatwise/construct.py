@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from flatwise.ascent import GradientAscent
 from flatwise.batching import Batching
 from flatwise.descent import Descent
 from flatwise.schedule import Schedule
+from flatwise.shards import shardings_of
 
 OPTIONS = (
     "rho", "p", "adaptive", "eta", "ascent_steps", "second_order", "ascent", "descent", "schedule", "batching",
@@ -115,6 +117,39 @@ def check_sync(sync: Any, ascent: GradientAscent, descent: Descent, schedule: Sc
         "decide differently. Use sync_ascent=True": schedule.needs_norm,
         f"direction={type(ascent.direction).__name__} remembers the gradient at w, which {name} keeps apart on every "
         "rank, and a checkpoint holds that of one. Use sync_ascent=True": ascent.direction.whole,
+    }
+    for text, wrong in refused.items():
+        if wrong:
+            raise ValueError(text)
+
+
+def check_sharded(params: Iterable[Tensor], ascent: GradientAscent, descent: Descent, sync: Any) -> None:
+    """Refuse what cannot be done with parameters of which a process holds a part.
+
+    Args:
+        params: all parameters.
+        ascent: where to look.
+        descent: what to step with.
+        sync: the option ``sync_ascent``.
+
+    Raises:
+        ValueError: if some are cut and the method needs them whole.
+    """
+    over = [sharding for sharding in shardings_of(params) if sharding is not None]
+    if not over:
+        return
+    by_filter = ascent.ball.adaptive == "filter" or getattr(ascent.direction, "filter_scaled", False)
+    refused = {
+        "second_order=True differentiates gradients, which fully_shard and tensor parallelism do not allow: leave it "
+        "out, or train with DistributedDataParallel": descent.adds_term,
+        "ranks that share the parts of one model share its perturbation: sync_ascent must be True with fully_shard or "
+        "tensor parallelism": sync is not None and sync is not True,
+        "rounding='stochastic' would round replicas of a weight differently: leave it out with fully_shard or tensor "
+        "parallelism, and keep the weights in float32 with a MixedPrecisionPolicy": ascent.rounding == "stochastic",
+        "the scaling by filters needs whole rows of a weight in one place, and some weights are cut along another "
+        "dimension than the first: shard along dimension 0, or use a method without filters": (
+            by_filter and not all(sharding.by_rows for sharding in over)
+        ),
     }
     for text, wrong in refused.items():
         if wrong:

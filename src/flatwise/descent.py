@@ -29,11 +29,13 @@ class Descent:
         needs_clean: whether the gradient at w is kept for :meth:`combine` (one more copy of the weights' size).
         reuses: whether steps without a second pass, between steps with one, go through :meth:`reuse`.
         needs_output: whether the second pass starts from the output gradients of the first (see ``functional``).
+        remembers: names of what is kept for each parameter between steps.
     """
 
     needs_clean: ClassVar[bool] = False
     reuses: ClassVar[bool] = False
     needs_output: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def adds_term(self) -> bool:

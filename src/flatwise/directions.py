@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from flatwise.memory import Memory
 from flatwise.norms import COARSE, filter_norms, joint_norm
 from flatwise.schedule import StepNoise
+from flatwise.shards import local, sharding_of, shardings_of
 from flatwise.weights import Piece, may_hold_copy
 
 
@@ -30,12 +31,14 @@ class Direction:
         whole: whether the direction must see whole tensors (it remembers something of their shape).
         sign: of the perturbation along the direction.
         streams: whether tensors are moved one after the other as they are made, so that only one is alive.
+        remembers: names of what is kept for each parameter between steps.
     """
 
     uses_gradient: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     sign: ClassVar[float] = 1.0
     streams: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     def check_ball(self, *, normalised: bool, adaptive: bool) -> None:
         """Raise a ValueError if the direction does not fit a ball."""
@@ -86,9 +89,15 @@ class Gradient(Direction):
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return a dense real view of a gradient or weight (a sparse one is made dense)."""
-    dense = tensor.to_dense() if tensor.is_sparse else tensor
+    """Return a dense real view of a gradient or weight, of the part that is here (a sparse one is made dense)."""
+    dense = tensor.to_dense() if tensor.is_sparse else local(tensor)
     return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def joint_gradient_norm(params: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of all gradients in ``.grad``, 0-dim."""
+    found = [(p, p.grad) for p in params if p.grad is not None]
+    return joint_norm([real(local(g, p)) for p, g in found], over=shardings_of(p for p, _ in found))
 
 
 def _known_bad(norm: Tensor) -> bool:
@@ -113,6 +122,7 @@ class AveragedGradient(Direction):
 
     theta: float = 0.9
     whole: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("average",)
 
     def __post_init__(self) -> None:
         """Check theta.
@@ -125,7 +135,7 @@ class AveragedGradient(Direction):
 
     @torch.no_grad()
     def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
-        norm = joint_norm([piece.grad for piece in pieces])
+        norm = joint_norm([piece.grad for piece in pieces], over=[piece.over for piece in pieces])
         if _known_bad(norm):
             return norm
         for piece in pieces:
@@ -151,6 +161,7 @@ class FriendlyGradient(Direction):
     sigma: float = 1.0
     lmbda: float = 0.9
     whole: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("average",)
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -165,7 +176,7 @@ class FriendlyGradient(Direction):
 
     @torch.no_grad()
     def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
-        norm = joint_norm([piece.grad for piece in pieces])
+        norm = joint_norm([piece.grad for piece in pieces], over=[piece.over for piece in pieces])
         if _known_bad(norm):
             return norm
         for piece in pieces:
@@ -212,7 +223,7 @@ class Momentum(Direction):
                     "use SGD with momentum, or one of the Adam family"
                 )
             if isinstance(value, Tensor) and value.numel():
-                yield Piece(real(param.detach()), real(value), param, value, shared=True)
+                yield Piece(real(param.detach()), real(value), param, value, shared=True, over=sharding_of(param))
 
 
 @dataclass(frozen=True)
@@ -223,21 +234,22 @@ class PreviousGradient(Direction):
     """
 
     uses_gradient: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def offer(  # noqa: D102
         self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
     ) -> Iterator[Piece]:
         for param in params:
             value = memory.get(param, "gradient")
-            if value is not None and value.numel():
-                yield Piece(real(param.detach()), value, param, value, shared=True)
+            if value is not None and param.numel():
+                yield Piece(real(param.detach()), value, param, value, shared=True, over=sharding_of(param))
 
     @torch.no_grad()
     def learn(self, params: Sequence[Tensor], memory: Memory, finite: Tensor | bool | None) -> None:  # noqa: D102
         for param in params:
             if param.grad is None:
                 continue
-            grad, known = real(param.grad), memory.get(param, "gradient")
+            grad, known = real(local(param.grad, param)), memory.get(param, "gradient")
             if isinstance(finite, Tensor):  # an accelerator's verdict is not read: a withheld step teaches nothing
                 last = torch.zeros_like(grad) if known is None else known
                 grad = torch.where(finite.to(grad.device), grad, last)
@@ -250,7 +262,7 @@ class Noise(Direction):
 
     f is the slice of the first dimension that holds the weight; in a tensor of one dimension each weight is its own.
     The noise of a step is drawn from a generator seeded by ``noise_seed`` and the step, so that it is the same on every
-    rank and after resuming, costs no state, and leaves torch's random state alone.
+    replica and after resuming, costs no state, and leaves torch's random state alone.
 
     Attributes:
         noise_seed: seed of the noise.
@@ -273,16 +285,18 @@ class Noise(Direction):
     def offer(  # noqa: D102
         self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
     ) -> Iterator[Piece]:
-        draws = StepNoise(self.noise_seed, step, part)
+        draws: dict[int, StepNoise] = {}
         for param in params:
-            weight = real(param.detach())
-            if not weight.numel():
+            weight, over = real(param.detach()), sharding_of(param)
+            if not param.numel():
                 continue
-            generator = draws.generator(weight.device)
+            place = 0 if over is None else over.index
+            # The parts of a tensor that is cut over processes have noise of their own, its replicas the same.
+            generator = draws.setdefault(place, StepNoise(self.noise_seed, step, part, place)).generator(weight.device)
             dtype = torch.float32 if weight.dtype in COARSE else weight.dtype
             noise = torch.randn(weight.shape, generator=generator, dtype=dtype, device=weight.device)
             if self.filter_scaled:
                 noise *= filter_norms(weight)
             noise = noise.to(weight.dtype)
             owned = weight.is_cpu and may_hold_copy(noise, weight)
-            yield Piece(weight, noise, param, noise, owned=owned)
+            yield Piece(weight, noise, param, noise, owned=owned, over=over)

@@ -17,7 +17,7 @@ from flatwise.batching import Batching
 from flatwise.descent import Descent, KeepGraph, Late, second_order_term
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
-from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm
+from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm, reduced
 from flatwise.parallel import Ranks
 from flatwise.passes import Closure, later_pass
 from flatwise.record import StepRecord
@@ -25,6 +25,7 @@ from flatwise.rounding import Arrival, warn_if_swallowed
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule, StepNoise
 from flatwise.select import Selection
+from flatwise.shards import Sharding, is_sharded, reshard
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
@@ -77,6 +78,11 @@ class Method:
         """Remove all gradients."""
         for param in self.params():
             param.grad = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes hold parts of parameters."""
+        return any(is_sharded(param) for group in self.base.param_groups for param in group["params"])
 
     def has_gradients(self) -> bool:
         """Tell whether any parameter has a gradient."""
@@ -138,7 +144,7 @@ class Look:
                 radius = self._path.radius()
                 self._record._radius = lambda: float(radius)
                 moved = True
-        torch.clear_autocast_cache()  # autocast would go on using casts of the weights as they were
+        self._weights_moved()
         self.moved = self.moved or moved
         if moved and not self._method.arrives:
             self._method.arrives = True
@@ -162,8 +168,8 @@ class Look:
                     pieces = pieces_of(params, find_rows=rows, whole=whole, shared=self._clean is not None)
                 else:
                     pieces = list(direction.offer(params, method.memory, method.base, self._record.step, self._part))
-                if pieces:
-                    found.append((rho, pieces, scaled))
+                for over in dict.fromkeys(piece.over for piece in pieces):
+                    found.append((rho, [piece for piece in pieces if piece.over == over], scaled))
         return found
 
     def _displace_once(self, groups: list[list[Piece]], rhos: Sequence[float], scaled: Sequence[bool]) -> bool:
@@ -176,6 +182,7 @@ class Look:
         climb = ball.climb(
             [self._sources(pieces) if use else [] for pieces, use in zip(groups, scaled, strict=True)],
             [[piece.grad for piece in pieces] for pieces in groups],
+            [pieces[0].over for pieces in groups],
         )
         self._note(climb, rhos, norm)
         scale = climb.scale
@@ -199,7 +206,7 @@ class Look:
                 self._displacement.add(here, scale.to(device) * (direction.sign * rho))
         coarse = not COARSE.isdisjoint({piece.param.dtype for piece in everything})
         if coarse and all(use or not ball.adaptive for use in scaled) and ball.adaptive != "fisher":
-            achieved = self._achieved(ball)
+            achieved = self._achieved(ball, everything)
             self._record._radius = lambda: float(achieved)
         return True
 
@@ -218,10 +225,11 @@ class Look:
             for p in method.selection.moving(group["params"])
             if rho > 0
         }
-        direction, norms = self._ascent.direction, []
+        direction = self._ascent.direction
+        norms: dict[Sharding | None, list[Tensor]] = {}
         for piece in direction.offer(list(radius), method.memory, method.base, self._record.step, self._part):
             rho = radius[piece.owner]
-            norms.append(joint_norm([piece.grad]) * rho)
+            norms.setdefault(piece.over, []).append(joint_norm([piece.grad]) * rho)
             factor: float | Tensor = rho
             if not piece.param.is_cpu:
                 factor = torch.full((), rho, device=piece.param.device)
@@ -229,7 +237,9 @@ class Look:
         if not norms:
             self._record._reason = "no direction"
             return False
-        self._record._norm = length = combine(norms, 2.0)
+        self._record._norm = length = combine(
+            [reduced(combine(here, 2.0), 2.0, over, here[0].dtype) for over, here in norms.items()], 2.0
+        )
         self._record._radius = lambda: float(length)
         return True
 
@@ -242,8 +252,9 @@ class Look:
         record._radius = _radius(ball, climb, rhos)
 
     @torch.no_grad()
-    def _achieved(self, ball: Ball) -> Tensor:
-        parts = []
+    def _achieved(self, ball: Ball, everything: Sequence[Piece]) -> Tensor:
+        cut = {id(piece.param): piece.over for piece in everything}  # what is cut is moved as it is, in one piece
+        parts, over = [], []
         for now, before in self._displacement.moved():
             exact = before.to(accumulation_dtype(before.dtype))
             part = now.to(exact.dtype) - exact
@@ -251,7 +262,8 @@ class Look:
                 (scale,) = ball.scaling([exact])
                 part = torch.where(scale > 0, part / scale, 0)
             parts.append(part)
-        return joint_norm(parts, ball.p)
+            over.append(cut.get(id(now)))
+        return joint_norm(parts, ball.p, over)
 
     @contextmanager
     def only_what_moves(self) -> Iterator[bool]:
@@ -297,7 +309,13 @@ class Look:
     def undo(self) -> None:
         """Bring the weights back. Safe to call again."""
         self._displacement.undo()
+        self._weights_moved()
+
+    def _weights_moved(self) -> None:
+        """Make everybody forget copies of the weights as they were."""
         torch.clear_autocast_cache()
+        if self._method.sharded:
+            reshard(self._guard.modules())
 
     def close(self) -> None:
         """Bring weights, buffers and random state back. Safe to call again."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flatwise.norms import COARSE
+from flatwise.shards import local, placed_like
 
 PREFIX = "sam_"
 """Begins the name of every entry of a saved state, and of every entry of a group, that is flatwise's."""
@@ -25,6 +26,28 @@ class Memory:
 
     def __init__(self) -> None:
         self._kept: dict[Tensor, dict[str, Tensor]] = {}
+        self._promised: dict[Tensor, dict[str, Tensor]] = {}
+
+    def promise(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Let :meth:`save` name what will be remembered before anything is.
+
+        torch.distributed.checkpoint loads into a fresh optimizer's own entries, so they must be there.
+
+        Args:
+            params: those that will have entries.
+            names: of the entries.
+        """
+        for param in params:
+            here = local(param.detach())
+            here = torch.view_as_real(here) if here.is_complex() else here
+            dtype = torch.float32 if here.dtype in COARSE else here.dtype
+            blank = {name: torch.zeros_like(here, dtype=dtype if name == "average" else here.dtype) for name in names}
+            if blank:
+                self._promised.setdefault(param, {}).update(blank)
+
+    def begin(self) -> None:
+        """Forget promises: a step was made."""
+        self._promised = {}
 
     def get(self, param: Tensor, name: str) -> Tensor | None:
         """Return what is remembered, or None."""
@@ -55,9 +78,9 @@ class Memory:
         """Return everything by the index that ``torch.optim`` gives a parameter in a state dict."""
         params = [param for group in groups for param in group["params"]]
         return {
-            index: {PREFIX + name: value for name, value in self._kept[param].items()}
+            index: {PREFIX + name: placed_like(param, value) for name, value in entries.items()}
             for index, param in enumerate(params)
-            if param in self._kept
+            if (entries := {**self._promised.get(param, {}), **self._kept.get(param, {})})
         }
 
     @torch.no_grad()
@@ -70,17 +93,19 @@ class Memory:
         """Replace everything by copies of what :meth:`save` returned, on the parameters' devices.
 
         As in torch, parameters are matched by their order: their keys may be indices, or the names that
-        torch.distributed.checkpoint puts in their place.
+        torch.distributed.checkpoint puts in their place. Before the first step there are promises only.
         """
         params = [param for group in groups for param in group["params"]]
         keys = [key for group in saved_groups for key in group["params"]]
+        fresh = {key for group in saved_groups if group.get(STEP) == 0 for key in group["params"]}
+        self._promised = {}
         self._kept = {
             param: {
-                name.removeprefix(PREFIX): value.detach().to(param.device, copy=True)
+                name.removeprefix(PREFIX): local(value.detach()).to(param.device, copy=True)
                 for name, value in saved[key].items()
             }
             for key, param in zip(keys, params, strict=True)
-            if key in saved
+            if key in saved and key not in fresh
         }
 
 

@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 
 from flatwise.descent import Descent, Late
-from flatwise.directions import real
+from flatwise.directions import joint_gradient_norm, real
 from flatwise.memory import Memory
 from flatwise.norms import joint_dot, joint_norm
+from flatwise.shards import Sharding, is_sharded, local, placed_like, sharding_of, shardings_of
+
+Over = Sequence[Sharding | None] | None
+"""How each tensor of a list is cut over processes; None where all of them are whole."""
 
 
-def paired(params: Sequence[Tensor], clean: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+def paired(
+    params: Sequence[Tensor], clean: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor], list[Sharding | None]]:
     """Return gradients at w and at w + eps of the same parameters, with zeros where only one exists.
 
     Args:
@@ -29,9 +35,10 @@ def paired(params: Sequence[Tensor], clean: Sequence[Tensor | None]) -> tuple[li
         clean: gradients at w.
 
     Returns:
-        Real dense tensors: those at w, those at w + eps. The latter share their memory with ``.grad``.
+        Real dense tensors: those at w, those at w + eps (these share their memory with ``.grad``); and how they are
+        cut over processes.
     """
-    first, second = [], []
+    first, second, over = [], [], []
     for param, before in zip(params, clean, strict=True):
         if before is None and param.grad is None:
             continue
@@ -40,10 +47,13 @@ def paired(params: Sequence[Tensor], clean: Sequence[Tensor | None]) -> tuple[li
             param.grad = torch.zeros_like(before.to_dense() if before.is_sparse else before)
         elif param.grad.is_sparse:
             param.grad = param.grad.to_dense()
+        elif is_sharded(param.grad):
+            param.grad = placed_like(param, local(param.grad, param))
         after = real(param.grad)
-        first.append(torch.zeros_like(after) if before is None else real(before))
+        first.append(torch.zeros_like(after) if before is None else real(local(before, param)))
         second.append(after)
-    return first, second
+        over.append(sharding_of(param))
+    return first, second, over
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
@@ -65,25 +75,25 @@ def mix_(perturbed: Sequence[Tensor], clean: Sequence[Tensor], alpha: float) -> 
     torch._foreach_add_(list(perturbed), list(clean), alpha=1 - alpha)
 
 
-def renormalise_(perturbed: Sequence[Tensor], clean: Sequence[Tensor]) -> None:
+def renormalise_(perturbed: Sequence[Tensor], clean: Sequence[Tensor], over: Over = None) -> None:
     """``g' <- (||g|| / ||g'||) g'``, in place; unchanged where ``g'`` is zero."""
-    ratio = joint_norm(clean).double(), joint_norm(perturbed).double()
+    ratio = joint_norm(clean, over=over).double(), joint_norm(perturbed, over=over).double()
     factor = torch.where(ratio[1] > 0, ratio[0] / ratio[1], 1)
     _scale_(perturbed, factor)
 
 
-def remove_orthogonal_(perturbed: Sequence[Tensor], clean: Sequence[Tensor], alpha: float) -> None:
+def remove_orthogonal_(perturbed: Sequence[Tensor], clean: Sequence[Tensor], alpha: float, over: Over = None) -> None:
     """``g' <- g' - alpha (g - <g, g'> g' / ||g'||^2)``, in place."""
     if alpha == 0 or not perturbed:
         return
-    along = _ratio(joint_dot(clean, perturbed), joint_dot(perturbed, perturbed))
+    along = _ratio(joint_dot(clean, perturbed, over), joint_dot(perturbed, perturbed, over))
     _scale_(perturbed, 1 + alpha * along)
     torch._foreach_add_(list(perturbed), list(clean), alpha=-alpha)
 
 
-def orthogonal_part(perturbed: Sequence[Tensor], clean: Sequence[Tensor]) -> list[Tensor]:
+def orthogonal_part(perturbed: Sequence[Tensor], clean: Sequence[Tensor], over: Over = None) -> list[Tensor]:
     """Return ``g' - <g', g> g / ||g||^2``: what of ``g'`` is orthogonal to ``g``, over all tensors jointly."""
-    along = _ratio(joint_dot(perturbed, clean), joint_dot(clean, clean))
+    along = _ratio(joint_dot(perturbed, clean, over), joint_dot(clean, clean, over))
     return [
         after - (along.to(after.device) * before).to(after.dtype)
         for after, before in zip(perturbed, clean, strict=True)
@@ -113,7 +123,7 @@ class GradientNormPenalty(Descent):
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         if self.alpha != 1:
-            before, after = paired(params, clean)
+            before, after, _ = paired(params, clean)
             mix_(after, before, self.alpha)
         return None
 
@@ -149,17 +159,17 @@ class WeightedSharpness(Descent):
         weight = self.gamma / (1 - self.gamma)
         if not self.decoupled:
             if weight != 1:
-                before, after = paired(params, clean)
+                before, after, _ = paired(params, clean)
                 mix_(after, before, weight)
             return None
-        before, after = paired(params, clean)
+        before, after, _ = paired(params, clean)
         late = []
         present = [p for p in params if p.grad is not None]
         for param, g, perturbed in zip(present, before, after, strict=True):
             difference = perturbed.sub_(g).mul_(weight)
             grad = torch.view_as_complex(g.contiguous()) if param.is_complex() else g
             late.append((param, difference))
-            param.grad = grad
+            param.grad = placed_like(param, grad)
         return late
 
 
@@ -171,8 +181,8 @@ class Renormalised(Descent):
 
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
-        before, after = paired(params, clean)
-        renormalise_(after, before)
+        before, after, over = paired(params, clean)
+        renormalise_(after, before, over)
         return None
 
 
@@ -194,8 +204,8 @@ class SurrogateGap(Descent):
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         if self.alpha:
-            before, after = paired(params, clean)
-            remove_orthogonal_(after, before, self.alpha)
+            before, after, over = paired(params, clean)
+            remove_orthogonal_(after, before, self.alpha, over)
         return None
 
 
@@ -214,6 +224,7 @@ class ReusedPart(Descent):
     alpha: float = 0.1
     needs_clean: ClassVar[bool] = True
     reuses: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("kept",)
 
     def __post_init__(self) -> None:
         """Check alpha: a finite number >= 0."""
@@ -222,10 +233,11 @@ class ReusedPart(Descent):
     @torch.no_grad()
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         moved = [p for p, before in zip(params, clean, strict=True) if before is not None and p.grad is not None]
-        before = [real(g) for p, g in zip(params, clean, strict=True) if g is not None and p.grad is not None]
-        after = [real(p.grad) for p in moved if p.grad is not None]
-        part = orthogonal_part(after, before)
-        norm = joint_norm(part)
+        before = [real(local(g, p)) for p, g in zip(params, clean, strict=True) if g is not None and p.grad is not None]
+        after = [real(local(p.grad, p)) for p in moved if p.grad is not None]
+        over = shardings_of(moved)
+        part = orthogonal_part(after, before, over)
+        norm = joint_norm(part, over=over)
         if norm.device.type == "cpu" and not math.isfinite(float(norm)):
             return None
         for param, value in zip(moved, part, strict=True):
@@ -237,20 +249,21 @@ class ReusedPart(Descent):
 
     @torch.no_grad()
     def reuse(self, params: Sequence[Tensor], memory: Memory) -> None:  # noqa: D102
-        grads, parts = [], []
+        grads, parts, over = [], [], []
         for param in params:
             part = memory.get(param, "kept")
             if part is None or param.grad is None:
                 continue
             if param.grad.is_sparse:
                 param.grad = param.grad.to_dense()
+            elif is_sharded(param.grad):
+                param.grad = placed_like(param, local(param.grad, param))
             grads.append(real(param.grad))
             parts.append(part)
+            over.append(sharding_of(param))
         if not grads or not self.alpha:
             return
         # The norm of g is over all gradients, kept part or not.
-        factor = self.alpha * _ratio(
-            joint_norm([real(p.grad) for p in params if p.grad is not None]), joint_norm(parts)
-        )
+        factor = self.alpha * _ratio(joint_gradient_norm(params), joint_norm(parts, over=over))
         for grad, part in zip(grads, parts, strict=True):
             grad.add_((part * factor.to(part.device)).to(grad.dtype))

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
+from flatwise.shards import Sharding
+
 SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
 
@@ -105,7 +107,8 @@ def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 def _device_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor]:
     """Norms on an accelerator: one foreach launch, nothing read back."""
-    return list(torch._foreach_norm([t for t in kind if t.numel()], q, dtype=dtype))
+    full = [t for t in kind if t.numel()]
+    return list(torch._foreach_norm(full, q, dtype=dtype)) if full else [kind[0].new_zeros((), dtype=dtype)]
 
 
 def _all_norms(tensors: Sequence[Tensor], q: float, dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -127,21 +130,56 @@ def combine(norms: Sequence[Tensor], q: float) -> Tensor:
     return total.to(stacked.dtype)
 
 
-def joint_norm(tensors: Sequence[Tensor], q: float = 2.0) -> Tensor:
+def joint_norm(tensors: Sequence[Tensor], q: float = 2.0, over: Sequence[Sharding | None] | None = None) -> Tensor:
     """Return the ``q``-norm of all tensors taken as one vector.
 
     Args:
         tensors: dense real tensors of any shapes, dtypes and devices; empty ones count as nothing.
         q: order, 1 <= q <= inf.
+        over: how each of them is cut, where other processes hold the rest. All processes must call it then.
 
     Returns:
         A 0-dim tensor on the device of the first tensor, float32, or float64 where any tensor is float64.
         On the CPU a result whose q-th power is near the edge of its dtype is taken again in units of the largest
         element, in float64. On an accelerator that would wait for the device, so it is not done there.
     """
+    if over is not None and any(over):
+        parts = {s: [t for t, o in zip(tensors, over, strict=True) if o == s] for s in dict.fromkeys(over)}
+        return combine([reduced(joint_norm(ts, q), q, s, _width(ts)) for s, ts in parts.items()], q)
     if all(map(_IS_CPU, tensors)):
         return _host_norm(tensors, q)
     return combine(_all_norms(tensors, q), q)
+
+
+def _width(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def reduced(norm: Tensor, q: float, over: Sharding | None, width: torch.dtype = torch.float32) -> Tensor:
+    """Return the ``q``-norm of a vector of which every process holds a part.
+
+    Args:
+        norm: the norm of the part here, 0-dim.
+        q: order.
+        over: how the vector is cut; None where all of it is here.
+        width: dtype of the result, where it lies well inside its range.
+
+    Returns:
+        The norm of all, the same on every process.
+    """
+    if over is None:
+        return norm
+    wide = norm.double() if norm.device.type != "mps" else norm
+    if math.isinf(q):
+        total = over.reduce(wide, "MAX")
+        # A NaN of one process is none of the largest of several, and must reach all.
+        total = torch.where(over.reduce(torch.isnan(wide).to(wide)) > 0, math.nan, total)
+    else:
+        total = over.reduce(wide**q) ** (1 / q)
+    narrow = total.to(width)
+    if not narrow.is_cpu or _comfortable(float(total), q, width) or float(total) == 0:
+        return narrow
+    return total
 
 
 def _host_norm(tensors: Sequence[Tensor], q: float) -> Tensor:
@@ -191,16 +229,24 @@ def filter_norms(w: Tensor) -> Tensor:
     return norms
 
 
-def joint_dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+def joint_dot(xs: Sequence[Tensor], ys: Sequence[Tensor], over: Sequence[Sharding | None] | None = None) -> Tensor:
     """Return the inner product of two lists of tensors, each taken as one vector, without waiting for a device.
 
     Args:
         xs: dense real tensors.
         ys: tensors of the same shapes and devices.
+        over: how each of them is cut, where other processes hold the rest. All processes must call it then.
 
     Returns:
         A 0-dim tensor on the device of the first tensor, summed in float64 where the device has it.
     """
+    if over is not None and any(over):
+        total = torch.zeros(())
+        for sharding in dict.fromkeys(over):
+            mine = [index for index, o in enumerate(over) if o == sharding]
+            dot = joint_dot([xs[i] for i in mine], [ys[i] for i in mine])
+            total = (dot if sharding is None else sharding.reduce(dot)) + total.to(dot)
+        return total
     parts = []
     for x, y in zip(xs, ys, strict=True):
         dtype = accumulation_dtype(x.dtype)

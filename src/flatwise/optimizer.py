@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from flatwise.accumulate import joined
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
-from flatwise.construct import check_fit, check_sync, checked_radius, make_base
+from flatwise.construct import check_fit, check_sharded, check_sync, checked_radius, make_base
 from flatwise.descent import Descent, Late, PerturbedGradient
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
@@ -180,6 +180,7 @@ class SAM(Optimizer):
         self._fresh_masks, self._max_grad_norm, self._sync_ascent = fresh_masks, max_grad_norm, sync_ascent
         self._selection, self._memory = select(self._ascent, model), Memory()
         base = make_base(params_or_base, base_optimizer, arguments)
+        check_sharded((p for g in base.param_groups for p in g["params"]), self._ascent, self._descent, sync_ascent)
         self._ascent.direction.check_base(base)
         self._rho_key = "sam_rho" if "rho" in base.defaults else "rho"
         for group in base.param_groups:  # before anything of the base is changed
@@ -509,8 +510,10 @@ class SAM(Optimizer):
     def _step_without_closure(self) -> None:
         if self._look is not None:
             raise RuntimeError("step() while the weights are perturbed: call opt.restore() or opt.second_step() first")
-        if not self._armed and not self._is_probe():
-            raise RuntimeError(NO_CLOSURE)
+        if not self._armed:
+            if not self._is_probe():
+                raise RuntimeError(NO_CLOSURE)
+            self._promise_memory()
         self._armed = False
         self.base_optimizer.step()
 
@@ -518,6 +521,11 @@ class SAM(Optimizer):
         """Tell the dry step by which torch.distributed.checkpoint makes an optimizer create its state."""
         still = all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups)
         return still and all(not p.grad.any() for g in self.param_groups for p in g["params"] if p.grad is not None)
+
+    def _promise_memory(self) -> None:
+        params = self._method.params()
+        self._memory.promise(self._selection.moving(params), self._ascent.direction.remembers)
+        self._memory.promise(params, self._descent.remembers)
 
     def _step_with_closure(self, closure: Any, batch: Any, *, each: bool) -> Tensor | float:
         if self._look is not None:
@@ -599,6 +607,7 @@ class SAM(Optimizer):
         return Run(self._method, self._guard, record, active, lambda: self._new_look(record, next(parts)), outputs)
 
     def _count(self) -> None:
+        self._memory.begin()
         for group in self.param_groups:
             group[STEP] += 1
 

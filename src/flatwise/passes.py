@@ -19,6 +19,9 @@ LOOPS = """
 NO_CLOSURE = f"""SAM needs two gradients per step, so opt.step() cannot work alone. Write one of:{LOOPS}
 In a framework that calls step() by itself, call opt.perturb() and opt.restore() around a second pass first."""
 
+NO_GRADIENTS = """the closure left no gradients: call loss.backward() in it, before `return loss`. (After fully_shard, \
+the parameters of the model are others: make the optimizer after it.)"""
+
 STALE = """the closure did not clear the gradients left over from an earlier backward pass, so SAM would climb along \
 the sum of two batches. Clear them in the closure:
     def closure():

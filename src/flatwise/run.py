@@ -14,13 +14,13 @@ from torch import Tensor
 from flatwise.accumulate import joined
 from flatwise.batching import count, largest, pick
 from flatwise.descent import Late
-from flatwise.directions import real
+from flatwise.directions import joint_gradient_norm
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
-from flatwise.norms import joint_norm
 from flatwise.parallel import spoiled_unless
 from flatwise.passes import (
+    NO_GRADIENTS,
     NOT_IN_THE_LOSS,
     TOO_FEW,
     Closure,
@@ -244,7 +244,7 @@ class Run:
             record.closure_calls += 1
             record.passes += share * cost.first
             if not self.method.has_gradients():
-                raise RuntimeError("the closure left no gradients: call loss.backward() in it, before `return loss`")
+                raise RuntimeError(NO_GRADIENTS)
             if one_pass:
                 return loss
             if not (self.active and self.accepts()):
@@ -341,7 +341,7 @@ class Run:
         schedule = self.method.schedule
         if not schedule.needs_norm:
             return True
-        norm = float(joint_norm([real(p.grad) for p in self.method.params() if p.grad is not None]))
+        norm = float(joint_gradient_norm(self.method.params()))
         groups = self.method.base.param_groups
         accepted = schedule.accepts(norm**2, self.record.step, groups[0])
         if not accepted:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatwise.shards import local
+
 NOT_ATTACHED = """scaler.step(opt, closure) was called, and the optimizer does not know the scaler: its gradients \
 would stay scaled. Attach it once, and step with the optimizer itself:
     opt.attach_scaler(scaler)            # or SAM(base, grad_scaler=scaler)
@@ -106,4 +108,4 @@ class Scaling:
         for param in params:
             if param.grad is not None:
                 factor = self.factor(param.grad.device)
-                param.grad.mul_(factor.reciprocal() if back else factor)
+                local(param.grad).mul_(factor.reciprocal() if back else factor)

@@ -37,11 +37,14 @@ class StepNoise:
         seed: of the training.
         step: index of the step.
         part: index of the micro-batch, each of which has noise of its own.
+        place: which part of tensors that are cut over processes is here.
     """
 
-    def __init__(self, seed: int, step: int, part: int = 0) -> None:
+    def __init__(self, seed: int, step: int, part: int = 0, place: int = 0) -> None:
         first = step_seed(seed, step)
-        self._seed = (step_seed(first, part) if part else first) % 2**63
+        if part:
+            first = step_seed(first, part)
+        self._seed = (step_seed(first, -place) if place else first) % 2**63
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def generator(self, device: torch.device) -> torch.Generator:

@@ -12,21 +12,35 @@ from flatwise.descent import Late
 from flatwise.directions import real
 from flatwise.norms import all_finite, joint_norm, kinds_of
 from flatwise.record import StepRecord
+from flatwise.shards import Sharding, agreed, distinct, is_sharded, local, placed_like, shardings_of
 
 
 def _is_plain(grad: Tensor) -> bool:
-    return not (grad.is_sparse or grad.is_complex())
+    return not (grad.is_sparse or grad.is_complex() or is_sharded(grad))
 
 
 def _numbers(grad: Tensor) -> Tensor:
     """Return the numbers of a gradient as a dense real tensor that shares its memory."""
-    grad = grad._values() if grad.is_sparse else grad
+    grad = grad._values() if grad.is_sparse else local(grad)
     return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
 def _gradients(base: Optimizer) -> list[Tensor]:
-    found = [g for group in base.param_groups for p in group["params"] if (g := p.grad) is not None]
+    """Return all gradients as dense real tensors, of the parts that are here; they share their memory."""
+    found = []
+    for group in base.param_groups:
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if is_sharded(param.grad):
+                param.grad = placed_like(param, local(param.grad, param))
+            found.append(param.grad)
     return found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
+
+
+def _over(base: Optimizer) -> list[Sharding | None]:
+    """Return how each parameter with a gradient is cut over processes."""
+    return shardings_of(p for group in base.param_groups for p in group["params"] if p.grad is not None)
 
 
 @torch.no_grad()
@@ -51,7 +65,9 @@ def withhold_nonfinite(
     """
     grads = _gradients(base)
     extra = [difference for _, difference in late or ()]
-    finite = all_finite([*grads, *extra])
+    finite = agreed(
+        all_finite([*grads, *extra]), distinct(shardings_of(p for group in base.param_groups for p in group["params"]))
+    )
     if first and record._norm is not None:
         on_host = isinstance(finite, bool) and record._norm.is_cpu
         finite = torch.isfinite(record._norm) & finite
@@ -84,7 +100,7 @@ def clip(base: Optimizer, record: StepRecord, largest: float) -> None:
     grads = _gradients(base)
     if not grads:
         return
-    record._update_norm = norm = joint_norm(grads)
+    record._update_norm = norm = joint_norm(grads, over=_over(base))
     factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
     if norm.is_cpu and factor == 1:
         return

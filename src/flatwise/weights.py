@@ -24,6 +24,7 @@ from torch import Tensor
 from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
 from flatwise.rounding import Arrival, round_at_random
 from flatwise.schedule import StepNoise
+from flatwise.shards import Sharding, local, sharding_of
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
@@ -50,6 +51,7 @@ class Piece:
         rows: indices into the first dimension, or None for the whole parameter.
         owned: nobody else can see ``grad``, so its buffer may be reused.
         shared: somebody else still needs ``grad``, so it must not be written.
+        over: how the parameter is cut over processes; ``param`` and ``grad`` are the parts that are here.
     """
 
     param: Tensor
@@ -59,6 +61,7 @@ class Piece:
     rows: Tensor | None = None
     owned: bool = False
     shared: bool = False
+    over: Sharding | None = None
 
     def unshare(self) -> None:
         """Make ``grad`` writable."""
@@ -93,7 +96,7 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False,
         shared: the gradients are needed afterwards.
 
     Returns:
-        One piece per parameter that has a gradient.
+        One piece per parameter that has a gradient, also where this process holds none of its elements.
     """
     found: list[Piece] = []
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -102,6 +105,13 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False,
         if grad is None or not param.numel():
             continue
         param.grad = None
+        over = sharding_of(param)
+        if local(param) is not param:
+            weight, here = local(param.detach()), local(grad, param)
+            if here.is_complex():
+                weight, here = torch.view_as_real(weight), torch.view_as_real(here.resolve_conj())
+            found.append(Piece(weight, here, param, grad, shared=shared, over=over))
+            continue
         small = grad.numel() < SMALL
         if small and not grad.is_sparse and not grad.is_complex():
             found.append(Piece(param, grad, param, grad, shared=shared))
