@@ -179,10 +179,10 @@ def settings(rank: int) -> dict[str, Any]:
         for batch in batches():
             own = mine(batch, rank, 2)
 
-            def backward(part: tuple[Tensor, Tensor], share: float = 1.0, model: nn.Module = model) -> Tensor:
+            def backward(part: Any, share: float = 1.0, model: nn.Module = model, seen: list[float] = losses) -> Tensor:
                 loss = loss_of(model, part) * share
                 loss.backward()
-                losses.append(loss.item())
+                seen.append(loss.item())
                 return loss
 
             def closure(own: Any = own, opt: Any = opt, backward: Callable[..., Tensor] = backward) -> Tensor:

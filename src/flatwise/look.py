@@ -79,11 +79,6 @@ class Method:
         for param in self.params():
             param.grad = None
 
-    @property
-    def sharded(self) -> bool:
-        """Whether other processes hold parts of parameters."""
-        return any(is_sharded(param) for group in self.base.param_groups for param in group["params"])
-
     def has_gradients(self) -> bool:
         """Tell whether any parameter has a gradient."""
         return any(p.grad is not None for group in self.base.param_groups for p in group["params"])
@@ -105,6 +100,7 @@ class Look:
     ) -> None:
         self._part = part
         self._method, self._ascent = method, method.ascent
+        self._sharded = any(map(is_sharded, method.params()))
         self._groups, self._rhos = method.base.param_groups, rhos
         self._guard, self._record = guard, record
         draws = None
@@ -168,8 +164,7 @@ class Look:
                     pieces = pieces_of(params, find_rows=rows, whole=whole, shared=self._clean is not None)
                 else:
                     pieces = list(direction.offer(params, method.memory, method.base, self._record.step, self._part))
-                for over in dict.fromkeys(piece.over for piece in pieces):
-                    found.append((rho, [piece for piece in pieces if piece.over == over], scaled))
+                found += [(rho, alike, scaled) for alike in _cut_alike(pieces)]
         return found
 
     def _displace_once(self, groups: list[list[Piece]], rhos: Sequence[float], scaled: Sequence[bool]) -> bool:
@@ -314,7 +309,7 @@ class Look:
     def _weights_moved(self) -> None:
         """Make everybody forget copies of the weights as they were."""
         torch.clear_autocast_cache()
-        if self._method.sharded:
+        if self._sharded:
             reshard(self._guard.modules())
 
     def close(self) -> None:
@@ -356,6 +351,14 @@ class Look:
         for param, grad, term in zip(params, kept, terms, strict=True):
             total = term if grad is None else grad if term is None else grad + term
             param.grad = None if total is None else total.detach()
+
+
+def _cut_alike(pieces: list[Piece]) -> list[list[Piece]]:
+    """Part pieces by how they are cut over processes."""
+    kinds = dict.fromkeys(piece.over for piece in pieces)
+    if len(kinds) == 1:
+        return [pieces]
+    return [[piece for piece in pieces if piece.over == kind] for kind in kinds]
 
 
 def _radius(ball: Ball, climb: Climb, rhos: Sequence[float]) -> Callable[[], float]:

@@ -15,10 +15,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Parameter
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether a tensor is a ``DTensor``, without importing what is not in use."""
+    kind = type(tensor)
+    if kind is Parameter or kind is Tensor:  # the common case, asked for every parameter in every step
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
