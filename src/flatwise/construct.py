@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from flatwise.ascent import GradientAscent
 from flatwise.batching import Batching
 from flatwise.descent import Descent
+from flatwise.joint import Joint
 from flatwise.schedule import Schedule
 from flatwise.shards import shardings_of
 
@@ -169,7 +170,7 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
     """Return the base optimizer from either form of construction.
 
     Args:
-        params_or_base: a ready optimizer, or parameters.
+        params_or_base: a ready optimizer, a list of them, or parameters.
         factory: None, or the class (or any callable) that makes the optimizer from parameters.
         arguments: keywords for the factory.
 
@@ -180,6 +181,11 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
         TypeError: if the arguments are of the wrong kind.
         ValueError: if the optimizer cannot be a base.
     """
+    several = list(params_or_base) if isinstance(params_or_base, list | tuple) else []
+    if several and all(isinstance(base, Optimizer) for base in several):
+        for base in several:
+            _check_base(base)
+        params_or_base = Joint(several)
     if isinstance(params_or_base, Optimizer):
         if factory is not None:
             raise TypeError("SAM was given a ready optimizer and a class to make one: leave the class out")
@@ -196,6 +202,11 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
             "SAM needs a base optimizer. Write SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05) or "
             "SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)"
         )
+    _check_base(base)
+    return base
+
+
+def _check_base(base: Optimizer) -> None:
     if isinstance(base, torch.optim.LBFGS):
         raise ValueError(
             "LBFGS cannot be the base of SAM: it evaluates the loss at points of its own choice inside one step, so "
@@ -203,7 +214,6 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
         )
     if hasattr(base, "base_optimizer") and hasattr(base, "perturb"):
         raise ValueError("the base optimizer is already a SAM: wrap the plain optimizer once")
-    return base
 
 
 def _call(factory: Callable[..., Any], params: Any, arguments: dict[str, Any]) -> Optimizer:

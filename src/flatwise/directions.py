@@ -213,8 +213,9 @@ class Momentum(Direction):
     def offer(  # noqa: D102
         self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
     ) -> Iterator[Piece]:
+        states = base.state
         for param in params:
-            state = base.state.get(param) or {}
+            state = states.get(param) or {}
             value = state.get("momentum_buffer", state.get("exp_avg"))
             if state and not {"momentum_buffer", "exp_avg"} & state.keys():
                 raise RuntimeError(

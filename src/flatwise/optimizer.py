@@ -33,6 +33,7 @@ from flatwise.construct import check_fit, check_sharded, check_sync, checked_rad
 from flatwise.descent import Descent, Late, PerturbedGradient
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
+from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
 from flatwise.parallel import Ranks
@@ -58,6 +59,12 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _is_ready(base: Any) -> bool:
+    """Tell a ready optimizer, or several, from parameters."""
+    several = base if isinstance(base, list | tuple) else [base]
+    return bool(several) and all(isinstance(one, Optimizer) for one in several)
+
+
 class SAM(Optimizer):
     """Sharpness-Aware Minimization (Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021) around any base optimizer.
 
@@ -67,7 +74,8 @@ class SAM(Optimizer):
     of the norm, the copy and the perturbation.
 
     Args:
-        params_or_base: a ready optimizer, or parameters or groups of them.
+        params_or_base: a ready optimizer, or parameters or groups of them; or a list of ready optimizers of different
+            parameters, which then share one perturbation with one norm and step together.
         base_optimizer: with parameters, the optimizer class (or a callable that makes one from parameters).
         rho: radius of the ball, >= 0, in units of the weights; or a function of the step (0, 1, ...) that returns
             it for every group that has no number of its own.
@@ -151,7 +159,7 @@ class SAM(Optimizer):
         max_grad_norm: float | None = None,
         **arguments: Any,
     ) -> None:
-        if isinstance(params_or_base, Optimizer) and base_optimizer is not None and rho is None:
+        if rho is None and not isinstance(base_optimizer, type) and _is_ready(params_or_base):
             base_optimizer, rho = None, base_optimizer  # SAM(base, 0.05)
         rho = 0.05 if rho is None else rho
         self._rho_function: Callable[[int], float] | None = rho if callable(rho) else None
@@ -217,6 +225,9 @@ class SAM(Optimizer):
         )
         self._guarded = 0
         # Weak, so that there is no cycle: a dropped optimizer removes its hooks at once, not amid a compilation.
+        if isinstance(self.base_optimizer, Joint):
+            for base in self.base_optimizer.bases:
+                base.register_step_pre_hook(_weakly(self._refuse_while_perturbed))
         self.base_optimizer.register_step_pre_hook(_weakly(self._before_base_step))
         self.base_optimizer.register_step_post_hook(_weakly(self._after_base_step))
         self._adopt_groups()
@@ -611,12 +622,15 @@ class SAM(Optimizer):
         for group in self.param_groups:
             group[STEP] += 1
 
-    def _before_base_step(self, *_: Any) -> None:
+    def _refuse_while_perturbed(self, *_: Any) -> None:
         if self._look is not None:
             raise RuntimeError(
                 "the base optimizer was about to step while the weights are perturbed: "
                 "leave the `with opt.perturbed()` block, or call opt.restore(), first"
             )
+
+    def _before_base_step(self, *_: Any) -> None:
+        self._refuse_while_perturbed()
         if self._unchecked:
             self._unchecked = False
             fused = bool(getattr(self.base_optimizer, "_step_supports_amp_scaling", False))

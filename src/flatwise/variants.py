@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, overload
@@ -210,7 +210,7 @@ def create(name: Literal["bsam"], base_optimizer: Any, **options: Any) -> BSAM: 
 
 
 @overload
-def create(name: str, base_optimizer: Optimizer, **options: Any) -> SAM: ...
+def create(name: str, base_optimizer: Optimizer | Sequence[Optimizer], **options: Any) -> SAM: ...
 
 
 def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
@@ -222,8 +222,8 @@ def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
 
     Args:
         name: one of :func:`list_variants`.
-        base_optimizer: a ready optimizer. ``"bsam"`` is an optimizer itself: it takes over the parameters and the
-            learning rate.
+        base_optimizer: a ready optimizer, or a list of them (see :class:`flatwise.SAM`). ``"bsam"`` is an optimizer
+            itself: it takes over the parameters and the learning rate.
         **options: override the method's defaults; or ``rho``, ``model``, ``fresh_masks``, ``grad_scaler``,
             ``max_grad_norm``, ``sync_ascent``, and whole slots (``ascent=``, ``descent=``, ``schedule=``,
             ``batching=``).
