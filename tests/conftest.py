@@ -21,3 +21,10 @@ def seed() -> int:
     random.seed(0)
     torch.manual_seed(0)
     return 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell the maker of the table of support (tools/support.py) what a test shows; other processes run tests too."""
+    claims = [list(mark.args) for mark in item.iter_markers("supports")]
+    if claims:
+        item.user_properties.append(("supports", claims))

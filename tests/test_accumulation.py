@@ -45,6 +45,7 @@ def make(name: str, model: nn.Module, **options: Any) -> Any:
     return flatwise.create(name, sgd(model), rho=0.3, **({"model": model} if name == "functional" else {}), **options)
 
 
+@pytest.mark.supports("plain loop", "gradient accumulation")
 @pytest.mark.parametrize("name", ["sam", "asam", "multi-step", "msam", "stale", "pgn", "gsam", "looksam", "functional"])
 @pytest.mark.parametrize("splits", [SPLITS, ((0, 7), (7, 12)), ((0, 12),)], ids=str)
 def test_one_perturbation_for_all_is_that_of_the_whole_batch(name: str, splits: Any) -> None:
@@ -135,6 +136,7 @@ def loss_of(model: nn.Module) -> Tensor:
     return F.cross_entropy(model(X), Y)
 
 
+@pytest.mark.supports("plain loop", "clipping of the last gradient")
 @pytest.mark.parametrize("largest", [0.01, 0.1, 100.0])
 def test_the_last_gradient_is_clipped_and_the_first_is_not(largest: float) -> None:
     model, hand = network(), network()

@@ -83,6 +83,7 @@ def test_steps_are_those_written_by_hand(name):
     torch.testing.assert_close(snapshot(model), snapshot(twin), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.supports("plain loop", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize("name", ROWS)
 def test_zero_radius_is_the_base(name):
     make, options = ROWS[name]

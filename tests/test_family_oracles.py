@@ -17,6 +17,7 @@ from oracles import family_ascent, family_descent
 ROWS = [(case, rho) for case, row in CASES.items() for rho in row.radii]
 
 
+@pytest.mark.supports("plain loop", "equal to hand-written SAM")
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(("case", "rho"), ROWS)
 def test_fifty_steps(case: str, rho: Radius, base: str) -> None:

@@ -24,6 +24,7 @@ def through_a_file(state):
     return torch.load(buffer, weights_only=True)
 
 
+@pytest.mark.supports("plain loop", "resume, bit for bit")
 @pytest.mark.parametrize(("name", "base"), NAMES_AND_BASES)
 def test_resuming_equals_never_having_stopped(name, base):
     straight = with_dropout()
@@ -97,6 +98,7 @@ def test_checkpoints_of_the_plain_base_go_both_ways(name, base):
     assert_same(fresh.state_dict()["state"], opt.base_optimizer.state_dict()["state"])
 
 
+@pytest.mark.supports("plain loop", "distributed checkpoint")
 @pytest.mark.parametrize("name", [name for name in NAMES if variant_info(name).memory != "0"])
 def test_the_distributed_checkpoint_keeps_what_a_method_remembers(name):
     options = dcp.StateDictOptions(flatten_optimizer_state_dict=False)

@@ -60,6 +60,7 @@ def train(opt: Any, model: Net, steps: range = range(STEPS)) -> None:
         opt.step(lambda b, how=reduction: F.cross_entropy(model(b[0]), b[1], reduction=how), batches()[step])
 
 
+@pytest.mark.supports("plain loop", "several base optimizers")
 @pytest.mark.parametrize("name", [n for n in flatwise.list_variants() if n != "bsam"])
 def test_two_bases_are_one_base_with_two_groups_bit_for_bit(name: str) -> None:
     model, other = Net(), Net()

@@ -124,6 +124,7 @@ def test_an_unknown_rounding_is_named() -> None:
         flatwise.GradientAscent(rounding="up")  # type: ignore[arg-type]
 
 
+@pytest.mark.supports("plain loop", "autocast")
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["sam", "msam", "multi-step", "pgn"])
 def test_autocast_around_the_step_sees_the_moved_weights(name: str, dtype: torch.dtype) -> None:

@@ -137,6 +137,8 @@ def by_hand(world: int, *, shared: int, normalised: bool = True) -> Tensor:
     return weights(models[0])
 
 
+@pytest.mark.supports("DDP", "equal to hand-written SAM")
+@pytest.mark.supports("DDP", "collectives counted")
 @pytest.mark.parametrize("form", ["closure", "batch", "framework"])
 @pytest.mark.parametrize("sync", [None, True, False])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -162,6 +164,7 @@ def groups(rank: int, size: int, name: str) -> Tensor:
     return weights(ddp)
 
 
+@pytest.mark.supports("DDP", "groups of ranks")
 @pytest.mark.parametrize("name", ["sam", "usam"])  # the second also sees the length of the shared gradient
 def test_groups_of_ranks_share_a_perturbation(name: str, tmp_path: Path) -> None:
     results = on_ranks(groups, tmp_path, 2, name, world=4)
@@ -207,6 +210,8 @@ def one_bad_rank(rank: int, sync: Any, scaled: bool, which: int) -> dict[str, An
     return {"path": path, "scales": scales, "updated": opt.last.updated}
 
 
+@pytest.mark.supports("DDP", "a NaN on one process only")
+@pytest.mark.supports("DDP", "fp16 overflow in either pass")
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("sync", [True, False, 1])
@@ -254,6 +259,7 @@ def whole(rank: int, sync: Any) -> Tensor:
     return weights(ddp)
 
 
+@pytest.mark.supports("DDP", "gradient accumulation")
 @pytest.mark.parametrize("sync", [True, False])
 def test_accumulation_sums_once_for_each_pass(sync: bool, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()

@@ -125,6 +125,7 @@ def test_a_scale_changes_nothing(form: str, base: str) -> None:
     assert scaled.opt.last.gradient_norm == plain.opt.last.gradient_norm
 
 
+@pytest.mark.supports("plain loop", "GradScaler")
 @pytest.mark.parametrize("name", flatwise.list_variants())
 def test_a_scale_changes_nothing_for_any_method(name: str) -> None:
     """Those that depend on the size of a gradient see the true one, and a sum of parts is a sum of true ones."""
@@ -150,6 +151,7 @@ def test_a_step_that_a_schedule_leaves_out_is_unscaled_once(name: str, form: str
     assert all(map(torch.equal, plain.snapshot(), scaled.snapshot()))
 
 
+@pytest.mark.supports("plain loop", "fp16 overflow in either pass")
 @pytest.mark.parametrize("factor", [math.inf, math.nan])
 @pytest.mark.parametrize("passes", [(1,), (2,), (1, 2)], ids=["first", "second", "both"])
 @pytest.mark.parametrize("base", BASES)
