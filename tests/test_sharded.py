@@ -160,7 +160,7 @@ def test_noise_differs_between_parts_and_agrees_between_replicas(tmp_path: Path)
     for first, second in ((0, 2), (1, 3)):  # the mesh is [[0, 1], [2, 3]], rows are replicas
         assert all(torch.equal(a, b) for a, b in zip(results[first], results[second], strict=True))
     a, b = results[0][0], results[1][0]
-    assert not torch.allclose(a[0], b[0])
+    assert not torch.allclose(a[0, :2], b[0, :2])  # as far as draws of another size begin alike
 
 
 def settings(rank: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     python tools/support.py --render    # only write the page, from the record
     python tools/support.py --name oldest -k ddp    # a name for this run; further arguments are for pytest
 
-A test says what it shows by ``@pytest.mark.supports("framework", "feature")``. Every run of this program adds or replaces
-the run of its name in ``docs/results/support.json``; the page has the newest run's table, and the others below it.
+A test says what it shows by ``@pytest.mark.supports("framework", "feature")``. Every run of this program adds or
+replaces the run of its name in ``docs/results/support.json``; the page has the newest run, and the others below.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.metadata
+import importlib.util
 import json
 import platform
 from pathlib import Path
@@ -47,21 +48,14 @@ class Collector:
         """Count a test when it has run, or failed before that."""
         if report.when == "call" or (report.when == "setup" and not report.passed):
             for framework, feature in dict(report.user_properties).get("supports", ()):
-                cell = self.cells.setdefault(framework, {}).setdefault(
-                    feature, {"passed": 0, "failed": 0, "skipped": 0}
-                )
-                cell[report.outcome] += 1
+                features = self.cells.setdefault(framework, {})
+                features.setdefault(feature, {"passed": 0, "failed": 0, "skipped": 0})[report.outcome] += 1
 
 
 def versions() -> dict[str, str]:
     """Return the versions of what is installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in installed}}
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -92,9 +86,7 @@ def _table(cells: Cells) -> list[str]:
     columns = _ordered(set(cells), FIRST_COLUMNS)
     rows = _ordered({feature for features in cells.values() for feature in features}, FIRST_ROWS)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        lines.append(f"| {row} | " + " | ".join(_cell(cells[column].get(row)) for column in columns) + " |")
-    return lines
+    return lines + [f"| {row} | " + " | ".join(_cell(cells[name].get(row)) for name in columns) + " |" for row in rows]
 
 
 def _named(found: dict[str, str]) -> str:
@@ -108,8 +100,8 @@ def render(record: dict[str, Any]) -> str:
     lines = [
         "# What works where",
         "",
-        "Made by `python tools/support.py` from the tests themselves: each number is how many tests show it, all of which passed",
-        "in the run below. An empty cell is not tested, which may mean that it has no meaning there. Nothing ran on a GPU.",
+        "Made by `python tools/support.py` from the tests themselves: a number is how many tests show it, all of which",
+        "passed in that run. An empty cell is not tested, which may mean that it has no meaning. Nothing ran on a GPU.",
         "",
         f"With {_named(runs[newest]['versions'])}:",
         "",
