@@ -286,3 +286,34 @@ def test_mistakes_are_named_on_every_rank(tmp_path: Path) -> None:
     for first, second in on_ranks(mistakes, tmp_path):
         assert "pass model=ddp_model" in first
         assert "sync_ascent=3 must divide the number of ranks, which is 2" in second
+
+
+def replicas(rank: int) -> list[str]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from flatwise.parallel import assert_replicas_equal
+
+    plain, cut = Net(), Net()
+    fully_shard(cut, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replica", "shard")))
+    texts = []
+    for model in (plain, cut):
+        with torch.no_grad():
+            local = [getattr(p, "to_local", lambda p=p: p)() for p in model.parameters()]
+            local[1][0] = float("nan")  # equal bits on both, though no equal numbers
+        for change in (0.0, 1e-14):
+            with torch.no_grad():
+                local[0][0, 0] += change * rank
+            try:
+                assert_replicas_equal([*model.parameters(), *model.buffers()])
+                texts.append("equal")
+            except RuntimeError as error:
+                texts.append(str(error))
+    return texts
+
+
+@pytest.mark.supports("DDP", "replicas compared")
+def test_replicas_are_compared_bit_for_bit(tmp_path: Path) -> None:
+    for texts in on_ranks(replicas, tmp_path):
+        assert texts[0] == texts[2] == "equal"
+        assert all("differ between ranks, in tensor 0 of" in texts[i] for i in (1, 3))

@@ -8,7 +8,7 @@ as in the SAM paper's experiments), and there is one sum. With a number n, n con
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn import Module
 
 from flatwise.norms import kinds_of
+from flatwise.shards import is_sharded, local, sharding_of
 
 SyncAscent = bool | int | None
 
@@ -137,3 +138,52 @@ def spoiled_unless(finite: Tensor, params: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@torch.no_grad()
+def assert_replicas_equal(params: Iterable[Tensor]) -> None:
+    """Check that all ranks hold the same weights, bit for bit; every rank must call it.
+
+    What is sent is what is compared: the model, once. Of parameters that are cut over processes, replicas are compared.
+
+    Args:
+        params: ``model.parameters()``, or ``model.state_dict().values()`` to check buffers too.
+
+    Raises:
+        RuntimeError: on every rank, if one of them differs from the first.
+    """
+    tensors = list(params)
+    if ranks() == 1:
+        return
+    differs = torch.zeros(len(tensors))
+    for index, tensor in enumerate(tensors):
+        here = local(tensor.detach())
+        for group in _replicas(tensor):
+            first = here.clone(memory_format=torch.contiguous_format)
+            distributed.broadcast(first, src=distributed.get_global_rank(group, 0), group=group)
+            if not torch.equal(_bytes(first), _bytes(here)):  # in bytes a NaN is itself
+                differs[index] = 1
+    device = local(tensors[0]).device if tensors else torch.device("cpu")
+    differs = differs.to(device)
+    distributed.all_reduce(differs)
+    wrong = [str(index) for index, count in enumerate(differs.tolist()) if count]
+    if wrong:
+        raise RuntimeError(
+            f"the replicas of the weights differ between ranks, in tensor{'s' * (len(wrong) > 1)} "
+            f"{', '.join(wrong[:5])}{' and more' if len(wrong) > 5 else ''} of {len(tensors)}: seed all ranks alike "
+            "before the model is made, or let DistributedDataParallel send the weights"
+        )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _replicas(tensor: Tensor) -> list[Any]:
+    """Return the groups of ranks that should hold the same part of a tensor."""
+    if not is_sharded(tensor):
+        return [distributed.group.WORLD]
+    cut = sharding_of(tensor)
+    cut_along = {dim for dim, _ in cut.cut} if cut is not None else set()
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    return [mesh.get_group(dim) for dim in range(mesh.ndim) if dim not in cut_along]
