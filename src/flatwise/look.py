@@ -270,10 +270,14 @@ class Look:
         # Where all that would move is frozen, nothing would be left to differentiate.
         still = [p for p in self._method.params() if p.requires_grad and p not in moving] if moving else []
         try:
-            for param in still:
-                param.requires_grad_(False)
-            yield bool(still)
-        finally:
+            try:
+                for param in still:
+                    param.requires_grad_(False)
+                yield bool(still)
+            finally:
+                for param in still:
+                    param.requires_grad_(True)
+        finally:  # an interrupt can come between the lines of the one above
             for param in still:
                 param.requires_grad_(True)
 
@@ -302,8 +306,7 @@ class Look:
     def close(self) -> None:
         """Bring weights, buffers and random state back. Safe to call again."""
         self.undo()
-        self._guard.end(keep_random=self.keep_random)
-        self._guard.leave_step()
+        self._guard.close(keep_random=self.keep_random)
 
     def add_second_order(self, closure: Closure) -> None:
         """Add the dropped term to the gradients in ``.grad``, by a third pass, at w.

@@ -398,8 +398,10 @@ class SAM(Optimizer):
             yield moved
             finished = True
         finally:
-            self._restore(finish=finished)
-            self._armed = False
+            try:
+                self._restore(finish=finished)
+            finally:
+                self._armed = False
 
     def perturb(self) -> bool:
         """Move the weights to w + eps if the gradients in ``.grad`` allow it; for frameworks.
@@ -561,6 +563,8 @@ class SAM(Optimizer):
         """Open the record of a step, and bring the radii up to date."""
         self._adopt_groups()
         self._scaling.begin()
+        self._memory.forget()  # and what is left over of a step that failed
+        self._late = None
         self._method.ranks.begin()
         step = int(self.param_groups[0][STEP])
         if self._rho_function is not None:
@@ -616,6 +620,8 @@ class SAM(Optimizer):
                 self.base_optimizer, self.last, self._late, first=self._scaling.on, wait=wait
             )
             self._guard.settle(self.last._finite)
+            self._scaling.end()
+            self._memory.settle(self.param_groups[0], self.last._finite)
             if self._max_grad_norm is not None:
                 clip(self.base_optimizer, self.last, self._max_grad_norm)
             if self.last.rho:
