@@ -40,10 +40,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faults.world import LAYERS, OUTSIDE, STEPS, Injected, Plan, Trip, World, assert_finite, assert_same
+from tests.faults.world import LAYERS, STEPS, Injected, Plan, Trip, World, assert_finite, assert_same
 
 import flatwise
-from flatwise.lab.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 CORE = str(Path(flatwise.__file__).parent)
@@ -195,25 +194,26 @@ def not_finite(inject: Inject) -> None:
     world, quiet = inject.start(step), inject.start(step)
     before = quiet.state()
     world.step(step, trip)
-    assert_finite(world) if trip.where == "gradient" or trip.layer else None
+    assert_finite(world)
     quiet.begin(step)
     bad, later = world.log[trip.call - 1], world.log[trip.call :]
     scaled = world.scaler.is_enabled()
-    made = [call for call in later if call.grad and call.ids & bad.ids]
-    used = made or not world.opt.last.updated or scaled
-    if world.opt.last.updated and not scaled and not made:
-        # A functional gradient takes the output's gradient from the first pass: the second loss is not in it.
-        assert used or world.opt._descent.needs_output
-        quiet.step(step)
-    elif world.opt.last.updated and not scaled:
-        plain_step(quiet, world, made[-1])
-    else:
+    backed_off = scaled and world.scaler.get_scale() < float(before["scaler scale"])
+    again = [call for call in later if call.grad and call.ids & bad.ids]
+    if backed_off or not world.opt.last.updated:
+        assert backed_off or not scaled
         quiet.plain(world.log, None)
         quiet.count()
         if scaled:
             quiet.scaler.load_state_dict({**before_scaler(before), "scale": before["scaler scale"] / 2})
             if not world.plan.outside:
                 quiet.net.load_state_dict({k[6:]: v for k, v in before.items() if k.startswith("model ")})
+    elif again and not scaled:
+        plain_step(quiet, world, again[-1])
+    else:  # a functional gradient takes the output's gradient from the first pass: the second loss is not in it
+        assert world.opt._descent.needs_output
+        assert trip.where == "loss"
+        quiet.step(step)
     forget_initial_state(world, quiet)
     assert_same(world.state(), quiet.state(), f"step {step} was not finite")
     goes_on(world, quiet, step + 1)
@@ -244,12 +244,50 @@ def plain_step(quiet: World, world: World, last: Any) -> None:
 # Interrupts of flatwise itself
 
 
+Place = tuple[str, str, int]
+
+
+def stack_of(frame: Any) -> list[Place]:
+    """Where an interrupt struck, the innermost first."""
+    stack = []
+    while frame is not None:
+        stack.append((frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return stack
+
+
+def interrupted(world: World, step: int, quiet: World, stack: list[Place]) -> None:
+    """Check what must hold after an interrupt."""
+    world.around = contextlib.nullcontext
+    torch.set_grad_enabled(True)  # a `with` of torch can itself be interrupted before it leaves
+    while torch._C._len_torch_function_stack():
+        torch.overrides._pop_mode()
+    mine = [name for name, file, _ in stack if file.endswith("world.py")]
+    try:
+        if world.updating:
+            half_made(world, quiet, step)
+        elif world.split or ("loss" in mine and (not world.log or world.log[-1].counts)):
+            # In a pass that counts: how far batch statistics and random state came, only torch knows.
+            world.recover()
+            quiet.begin(step)
+            quiet.random = world.random
+            quiet.net.load_state_dict({**quiet.net.state_dict(), **dict(world.net.named_buffers())})
+            settle_count(world, quiet)
+            assert_same(world.state(), quiet.state(), f"step {step} was interrupted in a pass")
+            goes_on(world, quiet, step)
+        else:
+            not_taken(world, quiet, step, None)
+    except AssertionError as error:
+        where = " < ".join(f"{name} ({Path(file).name}:{line})" for name, file, line in stack[:5])
+        raise AssertionError(f"interrupted in {where}: {error}") from error
+
+
 class Lines:
     """Counts the lines of flatwise that run, and sends SIGINT at one of them."""
 
     def __init__(self, at: int = 0) -> None:
         self.at, self.count = at, 0
-        self.place = ""
+        self.stack: list[Place] = []
 
     @contextlib.contextmanager
     def traced(self) -> Iterator[None]:
@@ -267,7 +305,7 @@ class Lines:
         if event == "line":
             self.count += 1
             if self.count == self.at:
-                self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {frame.f_code.co_name}"
+                self.stack = stack_of(frame)
                 self.interrupt()
         return self._line
 
@@ -284,13 +322,6 @@ def handling(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def as_python_left_it() -> None:
-    """A `with` of torch can itself be interrupted before it leaves."""
-    torch.set_grad_enabled(True)
-    while torch._C._len_torch_function_stack():
-        torch.overrides._pop_mode()
-
-
 def interrupt_at_a_line(inject: Inject) -> None:
     step = inject.draws.randrange(1, STEPS - 1)
     lines, count = Lines(), inject.start(step)
@@ -301,15 +332,7 @@ def interrupt_at_a_line(inject: Inject) -> None:
     world.around = trap.traced
     with handling(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         world.step(step)
-    world.around = contextlib.nullcontext
-    as_python_left_it()
-    try:
-        if world.updating:
-            half_made(world, inject.start(step), step)
-        else:
-            not_taken(world, inject.start(step), step, None)
-    except AssertionError as error:
-        raise AssertionError(f"interrupted at {trap.place}: {error}") from error
+    interrupted(world, step, inject.start(step), trap.stack)
 
 
 def interrupt_at_a_time(inject: Inject) -> None:
@@ -322,13 +345,9 @@ def interrupt_at_a_time(inject: Inject) -> None:
     world, quiet, struck = inject.start(step), inject.start(step), []
 
     def strike(number: int, frame: Any) -> None:
-        stack = []
-        while frame is not None:
-            stack.append((frame.f_code.co_name, frame.f_code.co_filename))
-            frame = frame.f_back
         if armed:
             armed.clear()
-            struck.append(stack)
+            struck.append(stack_of(frame))
             raise KeyboardInterrupt
 
     armed = [True]
@@ -345,32 +364,13 @@ def interrupt_at_a_time(inject: Inject) -> None:
     world.around = timer
     with handling(signal.SIGALRM, strike), contextlib.suppress(KeyboardInterrupt):
         world.step(step)
-    world.around = contextlib.nullcontext
-    as_python_left_it()
-    if not struck:
-        quiet.step(step)
-        assert_same(world.state(), quiet.state(), "the timer came too late")
-        goes_on(world, quiet, step + 1)
+    if struck:
+        interrupted(world, step, quiet, struck[0])
         return
-    where = " < ".join(name for name, _ in struck[0][:6])
-    try:
-        if world.updating:
-            half_made(world, quiet, step)
-            return
-        mine = [name for name, file in struck[0] if file.endswith("world.py")]
-        inside = "loss" in mine and (not world.log or world.log[-1].counts)
-        if inside or any(name == "saw" for name, _ in struck[0]) or world.split:  # how far torch came, torch knows
-            world.recover()
-            quiet.begin(step)
-            quiet.random = world.random
-            quiet.net.load_state_dict({**quiet.net.state_dict(), **dict(world.net.named_buffers())})
-            settle_count(world, quiet)
-            assert_same(world.state(), quiet.state(), f"step {step} was interrupted in a pass")
-            goes_on(world, quiet, step)
-        else:
-            not_taken(world, quiet, step, None)
-    except AssertionError as error:
-        raise AssertionError(f"interrupted in {where}: {error}") from error
+    world.around = contextlib.nullcontext
+    quiet.step(step)
+    assert_same(world.state(), quiet.state(), "the timer came too late")
+    goes_on(world, quiet, step + 1)
 
 
 def half_made(world: World, quiet: World, step: int) -> None:
@@ -581,6 +581,3 @@ def kind_of(seed: int) -> str:
 def carry_out(seed: int, folder: Path) -> None:
     """Inject the fault of a seed, and check what must hold."""
     KINDS[kind_of(seed)][1](Inject(seed, folder))
-
-
-__all__ = ["IN_PROCESS", "KINDS", "OUTSIDE", "PROCESSES", "Lines", "carry_out", "kind_of", "write_atomically"]

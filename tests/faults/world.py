@@ -29,7 +29,7 @@ BASES: dict[str, Callable[[Params], torch.optim.Optimizer]] = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01),
     "AdamW, fused": lambda params: torch.optim.AdamW(params, lr=0.01, fused=True),
     "Adam, AMSGrad": lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True),
-    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01),
+    "Adamax": lambda params: torch.optim.Adamax(params, lr=0.01),
     "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
     "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01),
     "Adagrad": lambda params: torch.optim.Adagrad(params, lr=0.05),
@@ -254,6 +254,17 @@ class World:
 
         return run
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether the method needs no gradient at w."""
+        return not flatwise.variant_info(self.plan.method).direction.uses_gradient
+
+    def first_pass(self, batch: Any) -> None:
+        if self.one_pass:
+            self.opt.zero_grad()
+        else:
+            self.closure(batch)()
+
     def step(self, step: int, trip: Trip | None = None) -> None:
         """Take a step, as users do in the plan's form."""
         self.begin(step, trip)
@@ -269,19 +280,21 @@ class World:
                     parts = [lambda half=half: self.backward(half, 0.5) for half in halves]
                     opt.step(parts, each=True) if form == "each" else opt.step(parts)
                 elif form == "two calls":
-                    self.closure(batch)()
+                    self.first_pass(batch)
                     opt.first_step(zero_grad=True)
                     self.backward(batch)
                     opt.second_step(zero_grad=True)
                 elif form == "block":
-                    self.closure(batch)()
+                    self.first_pass(batch)
                     with opt.perturbed():
                         self.backward(batch)
                     self.scaler.step(opt.base_optimizer)
                 else:
-                    self.closure(batch)()
-                    if opt.perturb():
+                    self.first_pass(batch)
+                    moved = opt.perturb()
+                    if moved or self.one_pass:
                         self.backward(batch)
+                    if moved:
                         opt.restore()
                     self.scaler.step(opt)
                 self.scaler.update()
