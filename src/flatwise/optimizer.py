@@ -35,6 +35,7 @@ from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
+from flatwise.norms import all_finite
 from flatwise.parallel import Ranks
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
@@ -454,6 +455,9 @@ class SAM(Optimizer):
         if self._scaling.on and norm is not None and not norm.is_cpu:
             # The framework's scaler sees the last gradient only: an infinity in the first must show in it.
             spoil_unless(torch.isfinite(norm), [p.grad for p in params if p.grad is not None])
+        if self._scaling.on and self._late:  # and so must one in what is added after the step
+            finite = torch.as_tensor(all_finite([difference for _, difference in self._late]))
+            spoil_unless(finite, [p.grad for p in params if p.grad is not None])
 
     # The steps behind them
 

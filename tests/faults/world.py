@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -178,14 +179,15 @@ class World:
         matrices = [p for p in self.net.parameters() if p.dim() > 1]
         others = [p for p in self.net.parameters() if p.dim() <= 1]
         base = BASES[plan.base]([{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
-        base.register_step_pre_hook(lambda *_: self._note_update())  # before flatwise's own
         self.updating = False
+        me = weakref.ref(self)  # no cycle: a training that is over is gone at once, with its hooks
+        base.register_step_pre_hook(lambda *_: cast(World, me())._note_update())  # before flatwise's own
         self.opt: Any = flatwise.create(plan.method, base, **options_of(plan.method, self.net))
         if scaled:
             self.opt.attach_scaler(self.scaler)
         if isinstance(self.opt, flatwise.BSAM):
-            update = self.opt._update
-            self.opt._update = lambda *args: [self._note_update(), update(*args)][1]
+            optimizer, update = weakref.ref(self.opt), type(self.opt)._update
+            self.opt._update = lambda *args: [cast(World, me())._note_update(), update(optimizer(), *args)][1]
         self.rates = [group["lr"] for group in self.opt.param_groups]
         self.log: list[Call] = []
         self.trip: Trip | None = None
