@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -228,7 +229,7 @@ def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
             param = min(usable, key=Tensor.numel, default=None)  # the smallest: what is watched is also held
             if param is not None:
                 arrived: list[Tensor] = []
-                hooks.enter_context(removed(lambda param=param, add=arrived.append: param.register_hook(add)))
+                hooks.enter_context(removed(partial(param.register_hook, arrived.append)))
                 probes.append((param, param.grad, param.grad._version, arrived))
         yield
     for param, grad, version, arrived in probes:

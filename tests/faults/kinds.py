@@ -482,7 +482,7 @@ def cut_checkpoint(inject: Inject) -> None:
     path = inject.folder / "checkpoint"
     world, quiet = inject.start(step - 1), inject.start(step - 1)
     path.write_bytes(damaged(file.getvalue(), inject.draws))
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # which one depends on where the damage is
+    with pytest.raises(Exception) as raised:  # which one depends on where the damage is
         world.load_file(path)
     assert str(raised.value)
     other = torch.nn.Linear(2, 2)  # a whole one, of something else

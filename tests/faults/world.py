@@ -59,7 +59,9 @@ def forms_of(method: str) -> list[str]:
     row, model = flatwise.variant_info(method), Net()
     if row.own is not None:
         return ["closure", "batch"]
-    opt = flatwise.create(method, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), **options_of(method, model))
+    opt = flatwise.create(
+        method, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), **options_of(method, model)
+    )
     if opt._batching.splits:
         return ["batch"]
     forms = ["closure", "batch", "closures"]
@@ -140,8 +142,7 @@ class Net(nn.Module):
             trip.act()
         if trip.where == "detach":
             still = {key: value.detach() for key, value in layer.named_parameters()}
-            out = torch.func.functional_call(layer, still, (x,))
-            return out
+            return cast(Tensor, torch.func.functional_call(layer, still, (x,)))
         out = layer(x)
         if trip.where in ("backward", "gradient") and out.requires_grad:
             factor = trip.act if trip.where == "gradient" else None
