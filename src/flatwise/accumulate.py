@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flatwise.passes import Closure, checked_loss
+from flatwise.passes import Closure, checked_loss, removed
 
 CLEARED = """a closure of opt.step([...]) cleared the gradients of those before it: flatwise clears once for each \
 pass. Leave zero_grad() out, and let each closure bring its share of the mean:
@@ -74,11 +74,8 @@ def refuse_clearing(params: Sequence[Tensor]) -> Iterator[None]:
         if not intact:
             intact.append(param.grad is grad and grad._version == version)
 
-    hook = param.register_hook(arrive)  # type: ignore[no-untyped-call]
-    try:
+    with removed(lambda: param.register_hook(arrive)):  # type: ignore[no-untyped-call]
         yield
-    finally:
-        hook.remove()
     arrive(grad)  # where nothing arrived
     if not intact[0]:
         raise RuntimeError(CLEARED)

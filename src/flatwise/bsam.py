@@ -192,40 +192,40 @@ class BSAM(Optimizer):
         guard.await_verdict(scaling.on)
         guard.enter_step()
         try:
-            displacement.add(self._noise(step), 1.0)
-            torch.clear_autocast_cache()
-            with nullcontext() if own else refuse_stale_gradients(self.param_groups):
-                record._loss = loss = first_pass(run)
-            scaling.unscale(self.param_groups)
-            displacement.undo()
-            guard.first_pass_done()
-            guard.between()
-            first = {p: p.grad for p in self._params() if p.grad is not None}
-            if not first:
-                raise RuntimeError(NO_GRADIENTS)
-            self._clear()
-            record._norm = record._gradient_norm = joint_norm(list(first.values()))
-            self._displace(displacement, first, record)
-            torch.clear_autocast_cache()
-            record._perturbed_loss = later_pass(run)
-            scaling.unscale(self.param_groups)
-            record.passes, record.closure_calls = 2.0, 2
-        finally:
+            try:
+                displacement.add(self._noise(step), 1.0)
+                torch.clear_autocast_cache()
+                with nullcontext() if own else refuse_stale_gradients(self.param_groups):
+                    record._loss = loss = first_pass(run)
+                scaling.unscale(self.param_groups)
+                displacement.undo()
+                guard.first_pass_done()
+                guard.between()
+                first = {p: p.grad for p in self._params() if p.grad is not None}
+                if not first:
+                    raise RuntimeError(NO_GRADIENTS)
+                self._clear()
+                record._norm = record._gradient_norm = joint_norm(list(first.values()))
+                self._displace(displacement, first, record)
+                torch.clear_autocast_cache()
+                record._perturbed_loss = later_pass(run)
+                scaling.unscale(self.param_groups)
+                record.passes, record.closure_calls = 2.0, 2
+            finally:
+                self._close(displacement)
+        finally:  # an interrupt can come between the lines of the one above; closing again does no harm
             self._close(displacement)
         self._update(first, record)
         guard.settle(record._finite)
+        scaling.end()
         for group in self.param_groups:
             group[STEP] += 1
         return loss
 
     def _close(self, displacement: Displacement) -> None:
-        try:
-            displacement.undo()
-        finally:
-            displacement.undo()  # interrupted: what is restored must be restored whole
-            torch.clear_autocast_cache()
-            self._guard.end()
-            self._guard.leave_step()
+        displacement.undo()
+        torch.clear_autocast_cache()
+        self._guard.close()
 
     def _state(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         state = self.state[param]

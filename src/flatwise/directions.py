@@ -141,8 +141,9 @@ class AveragedGradient(Direction):
         for piece in pieces:
             average = memory.zeros(piece.owner, "average", piece.grad)
             grad = piece.grad.to(average.dtype)
-            average.copy_(_unless_bad(norm, torch.lerp(average, grad, self.theta), average))
-            piece.grad, piece.owned, piece.shared = average.to(piece.grad.dtype), False, True
+            new = _unless_bad(norm, torch.lerp(average, grad, self.theta), average)
+            memory.set(piece.owner, "average", new)
+            piece.grad, piece.owned, piece.shared = new.to(piece.grad.dtype), False, True
         return norm
 
 
@@ -184,10 +185,10 @@ class FriendlyGradient(Direction):
             average = memory.zeros(piece.owner, "average", piece.grad)
             grad = piece.grad.to(average.dtype)
             if first:
-                average.copy_(_unless_bad(norm, grad, average))
+                memory.set(piece.owner, "average", _unless_bad(norm, grad, average).clone())
                 continue
             direction = torch.sub(grad, average, alpha=self.sigma).to(piece.grad.dtype)
-            average.copy_(_unless_bad(norm, torch.lerp(grad, average, self.lmbda), average))
+            memory.set(piece.owner, "average", _unless_bad(norm, torch.lerp(grad, average, self.lmbda), average))
             piece.grad, piece.owned, piece.shared = direction, False, False
         return norm
 

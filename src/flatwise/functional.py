@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from flatwise.descent import Descent
+from flatwise.passes import removed
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,8 @@ class OutputGradients:
 
                 tensor.register_hook(store)  # type: ignore[no-untyped-call]
 
-        handle = self._model.register_forward_hook(note)
-        try:
+        with removed(lambda: self._model.register_forward_hook(note)):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def put(self) -> Iterator[None]:
@@ -91,8 +89,5 @@ class OutputGradients:
                         )
                     tensor.register_hook(lambda grad, known=known: known)  # type: ignore[no-untyped-call]
 
-        handle = self._model.register_forward_hook(replace)
-        try:
+        with removed(lambda: self._model.register_forward_hook(replace)):
             yield
-        finally:
-            handle.remove()

@@ -183,6 +183,15 @@ class PassGuard:
             elif finite is False:
                 buffer.copy_(before)
 
+    def close(self, *, keep_random: bool = False) -> None:
+        """End the second pass and leave the step. Safe to call again.
+
+        Args:
+            keep_random: as for :meth:`end`.
+        """
+        self.end(keep_random=keep_random)
+        self.leave_step()
+
     def leave_step(self) -> None:
         """Listen again, and forget what was kept."""
         self._in_step = False

@@ -110,7 +110,7 @@ class Look:
         several = self._ascent.steps > 1
         self._path = ProjectedAscent(self._ascent.ball, self._displacement) if several else None
         self._clean: list[Tensor | None] | None = None
-        self.moved = False
+        self.moved = self._away = False
         self.keep_random = False
 
     def displace(self) -> bool:
@@ -119,7 +119,7 @@ class Look:
         Returns:
             True where the weights moved. On the CPU False where no gradient is usable; gradients are as before then.
         """
-        direction = self._ascent.direction
+        direction, self._away = self._ascent.direction, True
         if self._method.descent.needs_clean and self._clean is None:
             self._clean = [p.grad for p in self._method.params()]
         if not self._method.arrives:
@@ -277,10 +277,14 @@ class Look:
         # Where all that would move is frozen, nothing would be left to differentiate.
         still = [p for p in self._method.params() if p.requires_grad and p not in moving] if moving else []
         try:
-            for param in still:
-                param.requires_grad_(False)
-            yield bool(still)
-        finally:
+            try:
+                for param in still:
+                    param.requires_grad_(False)
+                yield bool(still)
+            finally:
+                for param in still:
+                    param.requires_grad_(True)
+        finally:  # an interrupt can come between the lines of the one above
             for param in still:
                 param.requires_grad_(True)
 
@@ -304,7 +308,9 @@ class Look:
     def undo(self) -> None:
         """Bring the weights back. Safe to call again."""
         self._displacement.undo()
-        self._weights_moved()
+        if self._away:
+            self._weights_moved()
+            self._away = False
 
     def _weights_moved(self) -> None:
         """Make everybody forget copies of the weights as they were."""
@@ -315,8 +321,7 @@ class Look:
     def close(self) -> None:
         """Bring weights, buffers and random state back. Safe to call again."""
         self.undo()
-        self._guard.end(keep_random=self.keep_random)
-        self._guard.leave_step()
+        self._guard.close(keep_random=self.keep_random)
 
     def add_second_order(self, closure: Closure) -> None:
         """Add the dropped term to the gradients in ``.grad``, by a third pass, at w.

@@ -1,6 +1,8 @@
 """What a method remembers between steps: tensors per parameter, saved beside the base optimizer's state.
 
 They are kept apart from ``base.state``, since several base optimizers take a state that is not empty for their own.
+What a step learns before its update is put aside, and counts once the update is made: a step that fails, or is
+withheld, teaches nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ class Memory:
     def __init__(self) -> None:
         self._kept: dict[Tensor, dict[str, Tensor]] = {}
         self._promised: dict[Tensor, dict[str, Tensor]] = {}
+        self._next: dict[Tensor, dict[str, Tensor]] = {}
+        self.numbers: dict[str, Any] = {}
+        """Entries of the first group that count once the update is made."""
 
     def promise(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         """Let :meth:`save` name what will be remembered before anything is.
@@ -50,27 +55,49 @@ class Memory:
         self._promised = {}
 
     def get(self, param: Tensor, name: str) -> Tensor | None:
-        """Return what is remembered, or None."""
-        return self._kept.get(param, {}).get(name)
+        """Return what is remembered, in this step or before, or None."""
+        new = self._next.get(param, {}).get(name)
+        return self._kept.get(param, {}).get(name) if new is None else new
 
     def set(self, param: Tensor, name: str, value: Tensor) -> None:
-        """Remember a tensor, without a copy."""
-        self._kept.setdefault(param, {})[name] = value
+        """Put a tensor aside, without a copy, until :meth:`settle`."""
+        self._next.setdefault(param, {})[name] = value
 
     def zeros(self, param: Tensor, name: str, like: Tensor) -> Tensor:
-        """Return what is remembered, zeros at first: shape of ``like``, in float32 or better."""
+        """Return what is remembered, zeros at first: shape of ``like``, in float32 or better. Not to be written."""
         known = self.get(param, name)
         if known is None:
-            dtype = torch.float32 if like.dtype in COARSE else like.dtype
-            known = torch.zeros_like(like, dtype=dtype)
-            self.set(param, name, known)
+            return torch.zeros_like(like, dtype=torch.float32 if like.dtype in COARSE else like.dtype)
         return known
 
+    @torch.no_grad()
+    def settle(self, group: dict[str, Any], finite: Tensor | bool | None) -> None:
+        """Remember what was put aside, unless the update is withheld.
+
+        Args:
+            group: the first one.
+            finite: the verdict; a tensor is not read.
+        """
+        if finite is not False:
+            for param, entries in self._next.items():
+                for name, value in entries.items():
+                    if isinstance(finite, Tensor):
+                        old = self._kept.get(param, {}).get(name, torch.zeros_like(value))
+                        value = torch.where(finite.to(value.device), value, old.to(value.dtype))
+                    self.keep(param, name, value)
+            group.update(self.numbers)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was put aside."""
+        self._next, self.numbers = {}, {}
+
     def keep(self, param: Tensor, name: str, value: Tensor) -> None:
-        """Remember a copy of ``value``, in the same buffer as the last time where the shape is the same."""
-        known = self.get(param, name)
+        """Remember a copy of ``value`` at once, in the same buffer as the last time where the shape is the same."""
+        kept = self._kept.setdefault(param, {})
+        known = kept.get(name)
         if known is None or known.shape != value.shape or known.dtype != value.dtype or known.device != value.device:
-            self.set(param, name, value.detach().clone())
+            kept[name] = value.detach().clone()
         else:
             known.copy_(value)
 

@@ -244,7 +244,7 @@ class ReusedPart(Descent):
             if norm.device.type != "cpu":
                 known = memory.zeros(param, "kept", value)
                 value = torch.where(torch.isfinite(norm.to(value.device)), value, known.to(value.dtype))
-            memory.keep(param, "kept", value)
+            memory.set(param, "kept", value)
         return None
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ from flatwise.guards import PassGuard
 from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
+from flatwise.norms import all_finite
 from flatwise.parallel import Ranks
 from flatwise.passes import NO_CLOSURE, Closure
 from flatwise.record import StepRecord
@@ -410,8 +411,10 @@ class SAM(Optimizer):
             yield moved
             finished = True
         finally:
-            self._restore(finish=finished)
-            self._armed = False
+            try:
+                self._restore(finish=finished)
+            finally:
+                self._armed = False
 
     def perturb(self) -> bool:
         """Move the weights to w + eps if the gradients in ``.grad`` allow it; for frameworks.
@@ -464,6 +467,9 @@ class SAM(Optimizer):
         if self._scaling.on and norm is not None and not norm.is_cpu:
             # The framework's scaler sees the last gradient only: an infinity in the first must show in it.
             spoil_unless(torch.isfinite(norm), [p.grad for p in params if p.grad is not None])
+        if self._scaling.on and self._late:  # and so must one in what is added after the step
+            finite = torch.as_tensor(all_finite([difference for _, difference in self._late]))
+            spoil_unless(finite, [p.grad for p in params if p.grad is not None])
 
     # The steps behind them
 
@@ -580,6 +586,8 @@ class SAM(Optimizer):
         """Open the record of a step, and bring the radii up to date."""
         self._adopt_groups()
         self._scaling.begin()
+        self._memory.forget()  # and what is left over of a step that failed
+        self._late = None
         self._method.ranks.begin()
         step = int(self.param_groups[0][STEP])
         if self._rho_function is not None:
@@ -639,6 +647,8 @@ class SAM(Optimizer):
                 self.base_optimizer, self.last, self._late, first=self._scaling.on, wait=wait
             )
             self._guard.settle(self.last._finite)
+            self._scaling.end()
+            self._memory.settle(self.param_groups[0], self.last._finite)
             if self._max_grad_norm is not None:
                 clip(self.base_optimizer, self.last, self._max_grad_norm)
             if self.last.rho:

@@ -18,6 +18,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn import Module
 
 from flatwise.norms import kinds_of
+from flatwise.passes import removed
 from flatwise.shards import is_sharded, local, sharding_of
 
 SyncAscent = bool | int | None
@@ -133,11 +134,8 @@ def spoiled_unless(finite: Tensor, params: Sequence[Tensor]) -> Iterator[None]:
     def spoil(grad: Tensor) -> Tensor:
         return grad.masked_fill(~finite.to(grad.device), float("nan"))
 
-    hook = watched.register_hook(spoil)  # type: ignore[no-untyped-call]
-    try:
+    with removed(lambda: watched.register_hook(spoil)):  # type: ignore[no-untyped-call]
         yield
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -186,6 +187,29 @@ def from_loss_fn(
 
 
 @contextmanager
+def removed(register: Callable[[], Any]) -> Iterator[None]:
+    """Have a hook inside the block only: one that an interrupt left behind would be there for good.
+
+    Args:
+        register: registers the hook and returns its handle.
+
+    Yields:
+        Nothing.
+    """
+    handle = None
+    try:
+        try:
+            handle = register()
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+    finally:  # an interrupt can come between the lines of the one above
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
 def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
     """Raise if gradients that exist on entry are still there, added to or not, on leaving.
 
@@ -202,18 +226,16 @@ def refuse_stale_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
         RuntimeError: if gradients were not cleared.
     """
     probes = []
-    for group in groups:
-        usable = (p for p in group["params"] if p.grad is not None and p.requires_grad and not p.grad.is_sparse)
-        param = min(usable, key=Tensor.numel, default=None)  # the smallest: what is watched is also held
-        if param is not None:
-            arrived: list[Tensor] = []
-            probes.append((param, param.grad, param.grad._version, arrived, param.register_hook(arrived.append)))
-    try:
+    with ExitStack() as hooks:
+        for group in groups:
+            usable = (p for p in group["params"] if p.grad is not None and p.requires_grad and not p.grad.is_sparse)
+            param = min(usable, key=Tensor.numel, default=None)  # the smallest: what is watched is also held
+            if param is not None:
+                arrived: list[Tensor] = []
+                hooks.enter_context(removed(partial(param.register_hook, arrived.append)))
+                probes.append((param, param.grad, param.grad._version, arrived))
         yield
-    finally:
-        for *_, hook in probes:
-            hook.remove()
-    for param, grad, version, arrived, _ in probes:
+    for param, grad, version, arrived in probes:
         untouched = param.grad is grad and grad._version - version <= len(arrived)
         if untouched and not (arrived and torch.equal(grad, sum(arrived[1:], arrived[0]))):
             raise RuntimeError(STALE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -164,16 +165,18 @@ class Run:
         self._warm_up(self._closure(loss_fn, part, count(part)))
         guard.enter_step()
         try:
-            losses = self._losses(loss_fn, part)
-            guard.first_pass_done()
-            guard.between()
-            index = largest(losses, batching.top_fraction)
-            closure = self._closure(loss_fn, pick(part, index), index.numel())
-            cost = Cost(batching.top_fraction, batching.top_fraction)
-            self._part(closure, closure, share=share, cost=cost, own=True, ranked=True)
-        finally:
-            guard.end()
-            guard.leave_step()
+            try:
+                losses = self._losses(loss_fn, part)
+                guard.first_pass_done()
+                guard.between()
+                index = largest(losses, batching.top_fraction)
+                closure = self._closure(loss_fn, pick(part, index), index.numel())
+                cost = Cost(batching.top_fraction, batching.top_fraction)
+                self._part(closure, closure, share=share, cost=cost, own=True, ranked=True)
+            finally:
+                guard.close()
+        finally:  # as in _part
+            guard.close()
         return losses.mean()
 
     def _rising(self, loss_fn: Any, part: Any, before: list[Tensor]) -> Closure:
@@ -216,77 +219,92 @@ class Run:
         ``own`` says that the closure is flatwise's and clears gradients by itself, ``split`` that the ascent sees other
         samples than the descent, ``ranked`` that the pass that counts for buffers and random state is already done.
         """
-        cost = cost or Cost()
-        guard, record, method, look = self.guard, self.record, self.method, self.new_look()
+        look = self.new_look()
+        try:
+            try:
+                return self._passes(look, ascend, descend, share, cost or Cost(), own=own, split=split, ranked=ranked)
+            finally:
+                self._close(look, ranked=ranked)
+        finally:  # an interrupt can come between the lines of the one above; closing again does no harm
+            self._close(look, ranked=ranked)
+
+    def _passes(
+        self,
+        look: Look,
+        ascend: Closure,
+        descend: Closure,
+        share: float,
+        cost: Cost,
+        *,
+        own: bool,
+        split: bool,
+        ranked: bool,
+    ) -> Loss:
+        """Run the passes of :meth:`_part`, which brings the weights back after them."""
+        guard, record, method = self.guard, self.record, self.method
         steps, one_pass = method.ascent.steps, method.one_pass and self.active
         local = self.local
         if not ranked:
             self._warm_up(ascend)
             guard.enter_step()
-        try:
-            moved = one_pass and look.displace()
-            with (
-                nullcontext() if own else refuse_stale_gradients(method.base.param_groups),
-                method.ranks.apart() if local else nullcontext(),
-            ):
-                loss, cheap = self._first(look, ascend)
+        moved = one_pass and look.displace()
+        with (
+            nullcontext() if own else refuse_stale_gradients(method.base.param_groups),
+            method.ranks.apart() if local else nullcontext(),
+        ):
+            loss, cheap = self._first(look, ascend)
+        method.unscale()
+        if local:
+            method.ranks.share(method.params())
+        if moved:
+            record._perturbed_loss = loss
+        else:
+            record._loss = loss
+        if ranked:
+            guard.rewind()
+        else:
+            guard.first_pass_done()
+        record.closure_calls += 1
+        record.passes += share * cost.first
+        if not self.method.has_gradients():
+            raise RuntimeError(NO_GRADIENTS)
+        if one_pass:
+            return loss
+        if not (self.active and self.accepts()):
+            look.finish()
+            return loss
+        look.keep_random = split
+        moved = look.displace()
+        # Where gradients are a rank's own, one rank must not leave out a pass that the others make.
+        if not (moved or split or cheap or local):
+            return loss
+        self.method.clear()
+        if not ranked:
+            guard.between()
+        for _ in range(steps - 1):
+            with method.ranks.apart() if local else nullcontext():
+                later_pass(ascend)
             method.unscale()
             if local:
                 method.ranks.share(method.params())
-            if moved:
-                record._perturbed_loss = loss
-            else:
-                record._loss = loss
-            if ranked:
-                guard.rewind()
-            else:
-                guard.first_pass_done()
+            look.displace()
+            self.method.clear()
+            guard.rewind()
+        with nullcontext() if self.outputs is None else self.outputs.put(), self._verdict(local=local):
+            record._perturbed_loss = later_pass(descend)
+        method.unscale()
+        record.closure_calls += steps
+        record.passes += share * (cost.second + cost.first * (steps - 1))
+        if not self.method.has_gradients():
+            raise RuntimeError(
+                "the closure left no gradients in its second run: it must call loss.backward() each time"
+            )
+        look.undo()
+        if method.descent.adds_term:
+            look.add_second_order(ascend)
             record.closure_calls += 1
             record.passes += share * cost.first
-            if not self.method.has_gradients():
-                raise RuntimeError(NO_GRADIENTS)
-            if one_pass:
-                return loss
-            if not (self.active and self.accepts()):
-                look.finish()
-                return loss
-            look.keep_random = split
-            moved = look.displace()
-            # Where gradients are a rank's own, one rank must not leave out a pass that the others make.
-            if not (moved or split or cheap or local):
-                return loss
-            self.method.clear()
-            if not ranked:
-                guard.between()
-            for _ in range(steps - 1):
-                with method.ranks.apart() if local else nullcontext():
-                    later_pass(ascend)
-                method.unscale()
-                if local:
-                    method.ranks.share(method.params())
-                look.displace()
-                self.method.clear()
-                guard.rewind()
-            with nullcontext() if self.outputs is None else self.outputs.put(), self._verdict(local=local):
-                record._perturbed_loss = later_pass(descend)
-            method.unscale()
-            record.closure_calls += steps
-            record.passes += share * (cost.second + cost.first * (steps - 1))
-            if not self.method.has_gradients():
-                raise RuntimeError(
-                    "the closure left no gradients in its second run: it must call loss.backward() each time"
-                )
-            look.undo()
-            if method.descent.adds_term:
-                look.add_second_order(ascend)
-                record.closure_calls += 1
-                record.passes += share * cost.first
-            self.late = look.finish()
-        finally:
-            if ranked:
-                look.undo()
-            else:
-                self._close(look)
+        self.late = look.finish()
         return loss
 
     @property
@@ -329,12 +347,11 @@ class Run:
                 raise
 
     @staticmethod
-    def _close(look: Look) -> None:
-        try:
+    def _close(look: Look, *, ranked: bool) -> None:
+        if ranked:
+            look.undo()
+        else:
             look.close()
-        except BaseException:
-            look.close()  # interrupted: what is restored must be restored whole
-            raise
 
     def accepts(self) -> bool:
         """Ask a schedule that decides by the gradient, with the first gradient in ``.grad``."""
@@ -343,7 +360,8 @@ class Run:
             return True
         norm = float(joint_gradient_norm(self.method.params()))
         groups = self.method.base.param_groups
-        accepted = schedule.accepts(norm**2, self.record.step, groups[0])
+        pending = ChainMap(self.method.memory.numbers, groups[0])  # counts once the update is made
+        accepted = schedule.accepts(norm**2, self.record.step, pending)
         if not accepted:
             self.record._reason = "schedule"
         return accepted

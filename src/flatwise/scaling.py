@@ -34,6 +34,7 @@ class Scaling:
     def __init__(self) -> None:
         self._scaler: Any = None
         self._passes: list[_Pass] = []
+        self._stepped = False
 
     def attach(self, scaler: Any, device: torch.device) -> None:
         """Use a scaler from now on.
@@ -75,7 +76,14 @@ class Scaling:
 
     def begin(self) -> None:
         """Begin a step."""
-        self._passes = []  # a key is the identity of an object, so the keys of a step live until the next
+        # A key is the identity of an object, so the keys of a step live until the next; after a step that failed
+        # nobody has called update(), and the scaler knows its keys still: they must not be those of new objects.
+        if self._stepped:
+            self._passes, self._stepped = [], False
+
+    def end(self) -> None:
+        """End a step that did not fail."""
+        self._stepped = True
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return the loss to call ``backward()`` on."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -161,7 +161,7 @@ class Schedule:
         # In this order rho_min = rho, and lr = lr_max, give rho itself, bit for bit.
         group[key] = rho_max if share == 1 else max(0.0, self.rho_min + (rho_max - self.rho_min) * share)
 
-    def accepts(self, squared_norm: float, step: int, group: dict[str, Any]) -> bool:
+    def accepts(self, squared_norm: float, step: int, group: MutableMapping[str, Any]) -> bool:
         """Decide after the first pass, where ``needs_norm``.
 
         Args:
@@ -207,7 +207,7 @@ class AdaptiveSchedule(Schedule):
         if not 0 <= self.delta < 1:
             raise ValueError(f"delta must be in [0, 1), got {self.delta!r}")
 
-    def accepts(self, squared_norm: float, step: int, group: dict[str, Any]) -> bool:  # noqa: D102
+    def accepts(self, squared_norm: float, step: int, group: MutableMapping[str, Any]) -> bool:  # noqa: D102
         if not math.isfinite(squared_norm) or self.total_steps is None:
             return False
         mean = self.delta * float(group.get("sam_mean", 0.0)) + (1 - self.delta) * squared_norm

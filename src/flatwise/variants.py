@@ -42,7 +42,8 @@ class Variant:
         rho_range: usual radii, for this method.
         passes: gradients computed per step, as a formula where it depends on an option.
         memory: what is kept between steps beyond the base, in units of the parameters; beside it every step needs at
-            most one copy of the perturbed weights, and where the gradient at w is kept, that.
+            most one copy of the perturbed weights, and where the gradient at w or the next value of an average is
+            kept, that.
         source: author, venue, equation.
         evidence: how solid the claim is that it helps.
         options: default options.
