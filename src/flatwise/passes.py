@@ -17,7 +17,8 @@ LOOPS = """
     loss.backward(); opt.first_step(zero_grad=True); loss_again.backward(); opt.second_step(zero_grad=True)"""
 
 NO_CLOSURE = f"""SAM needs two gradients per step, so opt.step() cannot work alone. Write one of:{LOOPS}
-In a framework that calls step() by itself, call opt.perturb() and opt.restore() around a second pass first."""
+In a framework that calls step() by itself, use its adapter in flatwise.integrations (for the Hugging Face Trainer
+SAMTrainerMixin, for Accelerate SAMStep), or call opt.perturb() and opt.restore() around a second pass first."""
 
 STALE = """the closure did not clear the gradients left over from an earlier backward pass, so SAM would climb along \
 the sum of two batches. Clear them in the closure:
