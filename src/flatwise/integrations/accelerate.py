@@ -77,6 +77,7 @@ class SAMStep:
         self.second_pass = False
         """Whether the model is being run at w + eps: what ``loss_fn`` counts, it counts where this is False."""
         sam.attach_scaler(accelerator.scaler)
+        sam._guard.know(model)
         if _refuse_closure not in sam._optimizer_step_pre_hooks.values():
             sam.register_step_pre_hook(_refuse_closure)
 
