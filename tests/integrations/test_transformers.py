@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,13 @@ RHO, LR = 0.2, 0.05
 
 
 class Net(nn.Module):
-    """Batch statistics and dropout, and the loss as the Trainer wants it."""
+    """Batch statistics and dropout (which ranks have apart), and the loss as the Trainer wants it."""
 
-    def __init__(self, dropout: float = 0.3) -> None:
+    def __init__(self, *, apart: bool = True) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(
-            nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)
-        )
+        middle = [nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3)] if apart else [nn.Tanh()]
+        self.layers = nn.Sequential(nn.Linear(6, 8, bias=False), *middle, nn.Linear(8, 3))
         self.calls, self.bad = 0, dict[int, float]()
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -545,5 +545,69 @@ def test_deepspeed_is_refused_at_once(tmp_path: Path) -> None:
 # Two processes
 
 
-def on_rank(rank: int, parts: int, folder: str) -> dict[str, Any]:
-    return {"losses": [], "weights": []}
+def train_on_rank(rank: int, parts: int, rho: float | None, apart: bool, folder: str, world: int = 2) -> dict[str, Any]:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": 1}
+    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="localhost")
+    sums: list[int] = []
+    counts: list[int] = []
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if world > 1:
+                trainer.model_wrapped.register_comm_hook(sums, add)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            counts.append(len(sums))
+            sums.clear()
+
+    kind, own = (Plain, {}) if rho is None else (InOrder, {"sam": rho})
+    trainer = make(
+        kind, Path(folder), Net(apart=apart).double(), to_double(data(20)), **own, callbacks=[Watch()],
+        per_device_train_batch_size=4 // world, gradient_accumulation_steps=parts, optim="adamw_torch",
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    run(trainer)
+    names = ("loss", "grad_norm") if not rho else ("loss", "grad_norm", "sharpness")
+    return {"state": state(trainer), "counts": counts, "log": logged(trainer, *names)}
+
+
+class Plain(Trainer):  # type: ignore[misc, name-defined]
+    _get_train_sampler = InOrder._get_train_sampler
+
+
+def add(sums, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants no strings
+    sums.append(1)
+    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_are_one_with_the_whole_batch(parts: int, tmp_path: Path) -> None:
+    first, second = on_ranks(train_on_rank, tmp_path, parts, RHO, False, str(tmp_path / "out"))
+    model = Net(apart=False).double()
+    one = run(make(InOrder, tmp_path, model, to_double(data()), sam=RHO, gradient_accumulation_steps=parts,
+                   optim="adamw_torch"))  # fmt: skip
+    assert same(first["state"], second["state"])
+    for ours, theirs in zip(first["state"], state(one), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    for ours, theirs in zip(first["log"], logged(one, "loss", "grad_norm", "sharpness"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    assert first["log"] == second["log"]
+    steps = 2 * -(-5 // parts)
+    assert first["counts"] == [2] * steps, "one sum of gradients for each pass"
+
+
+@pytest.mark.slow
+def test_a_radius_of_zero_is_the_plain_trainer_on_two_ranks(tmp_path: Path) -> None:
+    """Each rank has batch statistics and masks of its own."""
+    ends = []
+    for number, rho in enumerate((None, 0.0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        ends.append(on_ranks(train_on_rank, folder, 2, rho, True, str(folder / "out")))
+    for plain, ours in zip(*ends, strict=True):
+        assert same(plain["state"], ours["state"])
+        assert plain["log"] == ours["log"]
+        assert plain["counts"] == ours["counts"]
