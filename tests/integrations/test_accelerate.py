@@ -250,10 +250,16 @@ def test_every_method_is_what_it_is_in_a_plain_loop_or_says_why_not(name: str) -
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
-def test_a_scale_changes_nothing(parts: int, clip: float) -> None:
-    plain = World(sam, parts=parts, clip=clip).epoch().state()
+@pytest.mark.parametrize("name", ["sam", "usam", "pgn", "every-k"])
+def test_a_scale_changes_nothing(name: str, parts: int, clip: float) -> None:
+    """Neither where the size of the gradient counts, nor where two gradients are joined, nor where one is left out."""
+
+    def wrap(model: nn.Module) -> flatwise.SAM:
+        return flatwise.create(name, sgd(model), rho=RHO)
+
+    plain = World(wrap, parts=parts, clip=clip).epoch().state()
     forget()
-    world = World(sam, parts=parts, clip=clip, scaled=True).epoch()
+    world = World(wrap, parts=parts, clip=clip, scaled=True).epoch()
     assert same(plain, world.state())
     assert world.accelerator.scaler.get_scale() == 1024
     assert not any(world.skipped)

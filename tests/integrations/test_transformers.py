@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -512,6 +514,27 @@ def test_an_error_in_any_pass_leaves_the_weights_where_they_were(bad: int, tmp_p
     assert same(ends[-1], list(model.parameters()))
     run(trainer)  # and what was left of that window does not reach the next training
     assert last(trainer).active
+
+
+def test_labels_that_the_trainer_takes_out_are_there_in_the_second_pass(tmp_path: Path) -> None:
+    trainer = make(SAMTrainer, tmp_path, bert(), texts(causal=False), sam=RHO, label_smoothing_factor=0.1, max_steps=2)
+    seen: list[bool] = []
+    smoother = trainer.label_smoother
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(trainer.second_pass)
+        return smoother(*args, **kwargs)
+
+    trainer.label_smoother = watched
+    run(trainer)
+    assert seen == [False, True] * 2
+
+
+def test_a_missing_framework_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "flatwise.integrations.transformers")
+    with pytest.raises(ImportError, match=r'pip install "flatwise\[huggingface\]"'):
+        importlib.import_module("flatwise.integrations.transformers")
 
 
 def test_sam_is_given_once(tmp_path: Path) -> None:
