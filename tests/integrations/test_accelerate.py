@@ -95,6 +95,7 @@ class World:
 
     def epoch(self) -> World:
         for batch in self.loader:
+            torch.rand(())  # others draw random numbers between micro-batches
             with self.accelerator.accumulate(self.model):
                 self.losses.append(self.backward(batch).item())
                 if self.accelerator.sync_gradients and self.clip:
