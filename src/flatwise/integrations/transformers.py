@@ -72,6 +72,7 @@ class SAMTrainerMixin:
             ValueError: if it steps inside of backward, or ``sam`` is given and it is a :class:`flatwise.SAM` already.
         """
         self._sam_step = None  # a training begins; what is left of one that was interrupted is forgotten
+        self._rise, self._rises = 0.0, 0
         known = self.optimizer
         base = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if find_sam(base) is not None:
