@@ -181,12 +181,23 @@ def make_base(params_or_base: Any, factory: Any, arguments: dict[str, Any]) -> O
         TypeError: if the arguments are of the wrong kind.
         ValueError: if the optimizer cannot be a base.
     """
+    engine = {cls.__module__ for cls in type(params_or_base).__mro__}
+    if any(name.startswith(("deepspeed.runtime", "accelerate.utils.deepspeed")) for name in engine):
+        raise TypeError(
+            "SAM cannot wrap an optimizer of the DeepSpeed engine, which owns and partitions weights and gradients: "
+            "use FSDP2 (fully sharded) or DDP instead, around a plain optimizer"
+        )
     several = list(params_or_base) if isinstance(params_or_base, list | tuple) else []
     if several and all(isinstance(base, Optimizer) for base in several):
         for base in several:
             _check_base(base)
         params_or_base = Joint(several)
     if isinstance(params_or_base, Optimizer):
+        if not hasattr(params_or_base, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"the base optimizer is a framework's wrapper ({type(params_or_base).__name__}): wrap the plain "
+                "optimizer with SAM first, and let the framework prepare that"
+            )
         if factory is not None:
             raise TypeError("SAM was given a ready optimizer and a class to make one: leave the class out")
         if arguments:

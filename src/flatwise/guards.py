@@ -129,6 +129,17 @@ class PassGuard:
         if self._root_hooks is not None:
             self._root_hooks.append(module.register_forward_pre_hook(_Start(self)))
 
+    def know(self, model: Module) -> None:
+        """Take a module as known, and stop watching all others if it holds every parameter.
+
+        Args:
+            model: an outermost module.
+        """
+        if id(model) not in self._seen:
+            self._add_root(model)
+            self.listen_to_roots()
+            self.first_pass_done()
+
     def saw(self, module: Module) -> None:
         """Note that a module is being called. Outermost modules come before the modules inside them."""
         if id(module) not in self._seen:

@@ -303,7 +303,7 @@ class SAM(Optimizer):
         """
         if grad_scaler is not None and self._descent.adds_term and not self._ascent.ball.normalised:
             raise ValueError("second_order=True with normalised=False differentiates scaled gradients: use float32")
-        self._scaling.attach(grad_scaler, self.param_groups[0]["params"][0].device)
+        self._scaling.attach(grad_scaler, self._method.params()[0].device)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

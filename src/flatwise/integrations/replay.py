@@ -48,6 +48,10 @@ class Replay:
         # A state of its own for each: a framework may draw random numbers between micro-batches.
         self._parts.append((run, RandomState(devices)))
 
+    def forget_last(self) -> None:
+        """Forget the latest micro-batch: it failed, and those before it have left their gradients."""
+        self._parts.pop()
+
     def clear(self) -> None:
         """Forget the micro-batches."""
         self._parts = []
@@ -63,11 +67,16 @@ class Replay:
 
         Returns:
             Whether a second pass was made.
+
+        Raises:
+            BaseException: what a micro-batch raised.
         """
         parts, self._parts = self._parts, []
         if not optimizer.perturb():
             return False
         try:
+            if optimizer._method.one_pass:
+                optimizer._guard.between()  # it would not have wanted the first pass, which has written to buffers
             for number, (run, random) in enumerate(parts):
                 if not optimizer._fresh_masks:
                     random.put()
