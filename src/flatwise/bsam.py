@@ -116,7 +116,7 @@ class BSAM(Optimizer):
         Args:
             grad_scaler: the scaler; None detaches it.
         """
-        self._scaling.attach(grad_scaler, self.param_groups[0]["params"][0].device)
+        self._scaling.attach(grad_scaler, self._params()[0].device)
 
     def _wire(self, model: Module | None = None) -> None:
         self._scaling = Scaling()
