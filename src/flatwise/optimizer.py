@@ -36,7 +36,7 @@ from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
 from flatwise.parallel import Ranks
-from flatwise.passes import NO_CLOSURE, Closure
+from flatwise.passes import NO_CALLBACK, NO_CLOSURE, Closure, of_lightning
 from flatwise.record import StepRecord
 from flatwise.run import Run
 from flatwise.scaling import Scaling
@@ -339,6 +339,11 @@ class SAM(Optimizer):
             hook(self, (closure,), {})
         loss = None
         if closure is None:
+            self._step_without_closure()
+        elif of_lightning(closure):
+            loss = closure()  # with flatwise's callback, both passes
+            if not self._armed:
+                raise RuntimeError(NO_CALLBACK)
             self._step_without_closure()
         else:
             loss = self._step_with_closure(closure, batch, each=each)
