@@ -462,6 +462,8 @@ class SAM(Optimizer):
 
     def _open(self, name: str, *, always: bool) -> bool:
         """Begin a second pass that happens outside flatwise."""
+        if "base_optimizer" not in vars(self):
+            raise RuntimeError(f"{name} was called on a framework's wrapper: call opt.optimizer.{name}")
         if self._look is not None:
             raise RuntimeError(f"{name} while the weights are perturbed: call opt.restore() or second_step() first")
         needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.adds_term

@@ -18,7 +18,8 @@ LOOPS = """
     loss.backward(); opt.first_step(zero_grad=True); loss_again.backward(); opt.second_step(zero_grad=True)"""
 
 NO_CLOSURE = f"""SAM needs two gradients per step, so opt.step() cannot work alone. Write one of:{LOOPS}
-In a framework that calls step() by itself, call opt.perturb() and opt.restore() around a second pass first."""
+In a framework that calls step() by itself, use its adapter in flatwise.integrations (for the Lightning Trainer
+SAMCallback), or call opt.perturb() and opt.restore() around a second pass first."""
 
 NO_CALLBACK = """the Lightning Trainer ran one pass, and SAM needs two gradients per step. Give it flatwise's callback:
     from flatwise.integrations.lightning import SAMCallback

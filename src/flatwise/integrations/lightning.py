@@ -135,14 +135,16 @@ class SAMCallback(_Callback):  # type: ignore[misc]  # which class it is, the in
                 f"{type(trainer.strategy).__name__} makes the update by itself, so SAM cannot place its second pass "
                 "before it: use another strategy, such as 'ddp'"
             )
-        if _takes(pl_module.training_step, "dataloader_iter", explicit=True):
+        automatic = pl_module.automatic_optimization
+        if automatic and _takes(pl_module.training_step, "dataloader_iter", explicit=True):
             raise RuntimeError(
                 "training_step(dataloader_iter) draws its own batches, so the second pass would see others: "
                 "write training_step(batch, batch_idx)"
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for sam in found:
-            sam._guard.saw(trainer.model)  # buffers of the module itself, and what sums gradients over ranks
+            if automatic:
+                sam._guard.saw(trainer.model)  # buffers of the module itself, and what sums gradients over ranks
             if scaler is not None:
                 sam.attach_scaler(scaler)
 
