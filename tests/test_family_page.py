@@ -1,4 +1,4 @@
-"""The pages that people choose by hold every method of the registry and every message that the core raises."""
+"""The pages that people choose by hold every method of the registry and every message that the core and the adapters raise."""
 
 import ast
 import re
@@ -11,7 +11,9 @@ import flatwise
 ROOT = Path(__file__).parents[1]
 FAMILY = (ROOT / "docs" / "family.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
-CORE = sorted((ROOT / "src" / "flatwise").glob("*.py"))
+CORE = sorted((ROOT / "src" / "flatwise").glob("*.py")) + sorted(
+    (ROOT / "src" / "flatwise" / "integrations").glob("*.py")
+)
 
 
 def table_row(name: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""Lightning: with the callback a run is SAM written by hand, and what Lightning counts, logs and saves is that of one pass."""
+"""Lightning: with the callback a run is SAM written by hand, and what is counted, logged and saved is that of one pass."""
 
 from __future__ import annotations
 
 import copy
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.ranks.start import on_ranks
+from tests.test_ranks import Sums
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -155,9 +157,7 @@ def fit(net: Any, *callbacks: Any, epochs: int = 2, package: Any = lightning, ck
     Passes.count = 0
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     fixed = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, "logger": Records()}
-    trainer = package.Trainer(
-        max_epochs=epochs, callbacks=[Seeds(), *callbacks], **{**quiet, **fixed, **options}
-    )
+    trainer = package.Trainer(max_epochs=epochs, callbacks=[Seeds(), *callbacks], **{**quiet, **fixed, **options})
     data = loader()
     if net.dtype_ != torch.float64:
         data = DataLoader(TensorDataset(X.to(net.dtype_), Y), batch_size=4)
@@ -391,6 +391,7 @@ def test_training_step_may_return_none(k: int, scaled: bool) -> None:
     assert runs[2].optimizers[0].last.reason == "perturbed"
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_that_is_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -493,7 +494,9 @@ def test_a_strategy_that_makes_the_update_is_refused() -> None:
         fit(Net(), SAMCallback(), strategy=Engine("cpu"), accelerator="auto")
 
 
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step", "ignore:Found `dataloader_iter` argument")
+@pytest.mark.filterwarnings(
+    "ignore:You are using the `dataloader_iter` step", "ignore:Found `dataloader_iter` argument"
+)
 def test_a_training_step_that_draws_its_own_batches_is_refused() -> None:
     class Draws(Net):
         def training_step(self, dataloader_iter: Any) -> Any:
@@ -619,19 +622,67 @@ def test_what_needs_gradients_of_its_own_is_refused() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from flatwise.integrations import lightning as adapter
 
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError(name, name=name.partition(".")[0])
-
-    monkeypatch.setattr(adapter, "import_module", missing)
+    monkeypatch.setattr(adapter, "find_spec", lambda name: None)
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ImportError, match=r'SAMCallback needs Lightning: pip install "flatwise\[lightning\]"'):
         adapter._package()
 
-    def broken(name: str) -> Any:
-        raise ModuleNotFoundError("torchmetrics", name="torchmetrics")
 
-    monkeypatch.setattr(adapter, "import_module", broken)
-    with pytest.raises(ModuleNotFoundError, match="torchmetrics"):
-        adapter._package()
+class Part(lightning.LightningModule):
+    """What two ranks train, with no statistics of their own."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.options = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), options
+
+    def loss(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self.body(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        return sam(self.body.parameters(), **self.options)
+
+    weights = Net.weights
+
+
+class Counts(Callback):
+    """Counts how often gradients are summed over ranks."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.sums = Sums(trainer.model)
+
+
+def on_two_ranks(rank: int, options: dict[str, Any], k: int, scaled: bool) -> tuple[Tensor, int]:
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "0"})
+    net, counts = Part(options), Counts()
+    data = DataLoader(TensorDataset(*(t[rank * 6 : rank * 6 + 6] for t in (X, Y))), batch_size=6 // k)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=4, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        accumulate_grad_batches=k, plugins=[Scaled()] if scaled else [], callbacks=[counts, SAMCallback()],
+    )  # fmt: skip
+    trainer.fit(net, data)
+    return net.weights(), counts.sums.count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sync", "k", "scaled"), [(True, 1, False), (True, 2, True), (False, 1, True), (False, 2, False)]
+)
+def test_two_processes_are_one(sync: bool, k: int, scaled: bool, tmp_path: Path) -> None:
+    options = {} if sync else {"sync_ascent": False}
+    (first, sums), (second, _) = on_ranks(on_two_ranks, tmp_path, options, k, scaled)
+    assert torch.equal(first, second)
+    assert sums == 4 * (2 if sync else 1)
+    net = Part({} if sync else {"micro_batch_size": 6})
+    opt = net.configure_optimizers()
+    for _ in range(4):
+        opt.step(net.loss, (X[:12], Y[:12]))
+    assert torch.allclose(first, net.weights(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,14 +27,9 @@ from flatwise.optimizer import SAM
 
 def _package() -> str:
     """Return the name of the package that is in use, or else that is installed."""
-    names = ("lightning.pytorch", "pytorch_lightning")
-    for name in sorted(names, key=lambda name: name not in sys.modules):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name.partition(".")[0]:
-                raise  # it is there, and something that it needs is not
-        else:
+    names = sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules)
+    for name in names:
+        if name in sys.modules or find_spec(name.partition(".")[0]):
             return name
     raise ImportError('SAMCallback needs Lightning: pip install "flatwise[lightning]"')
 
