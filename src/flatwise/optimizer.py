@@ -341,10 +341,7 @@ class SAM(Optimizer):
         if closure is None:
             self._step_without_closure()
         elif of_lightning(closure):
-            loss = closure()  # with flatwise's callback, both passes
-            if not self._armed:
-                raise RuntimeError(NO_CALLBACK)
-            self._step_without_closure()
+            loss = self._step_of_trainer(closure)
         else:
             loss = self._step_with_closure(closure, batch, each=each)
         for hook in list(self._optimizer_step_post_hooks.values()):
@@ -520,6 +517,14 @@ class SAM(Optimizer):
             raise RuntimeError(NO_CLOSURE)
         self._armed = False
         self.base_optimizer.step()
+
+    def _step_of_trainer(self, closure: Closure) -> Any:
+        """Run the closure once: flatwise's callback makes both passes in it."""
+        loss = closure()
+        if not self._armed:
+            raise RuntimeError(NO_CALLBACK)
+        self._step_without_closure()
+        return loss
 
     def _is_probe(self) -> bool:
         """Tell the dry step by which torch.distributed.checkpoint makes an optimizer create its state."""

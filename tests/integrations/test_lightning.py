@@ -1,4 +1,4 @@
-"""Lightning: with the callback a run is SAM written by hand, and what is counted, logged and saved is that of one pass."""
+"""Lightning: with the callback a run is SAM written by hand; what is counted, logged and saved is that of one pass."""
 
 from __future__ import annotations
 

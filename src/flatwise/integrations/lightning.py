@@ -64,9 +64,9 @@ class _Attributes:
         for value, kept in self._filled:
             value.clear()
             value.extend(kept) if isinstance(value, list | deque) else value.update(kept)
-        for value, kept, version in self._tensors:
-            if value._version != version:
-                value.copy_(kept)
+        for tensor, before, version in self._tensors:
+            if tensor._version != version:
+                tensor.copy_(before)
 
 
 @contextmanager
