@@ -33,7 +33,7 @@ def network() -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
-def optimizer(model: nn.Module, **options: Any) -> flatwise.SAM:
+def optimizer(model: nn.Module, /, **options: Any) -> flatwise.SAM:
     return flatwise.SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), RHO, **options)
 
 
