@@ -1,4 +1,4 @@
-"""The pages that people choose by hold every method of the registry and every message that the core raises."""
+"""The pages that people choose by hold every method of the registry and every message that can be raised."""
 
 import ast
 import re

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
-# Frameworks that a page is about.
-NEEDS = {"huggingface.md": ("transformers", "accelerate")}
+# Frameworks that a page is about; it is read where they are installed.
+NEEDS = {"huggingface.md": ("transformers", "accelerate"), "lightning.md": ("lightning",)}
 
 # What the reader of a page is taken to have: a model, a loader and a loss.
 PRELUDE = """
@@ -169,6 +169,8 @@ def links_of(page: str) -> list[str]:
     return [target.split("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
 
 
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_block_of_the_page_works(path, tmp_path, monkeypatch):
     for framework in NEEDS.get(path.name, ()):

@@ -30,7 +30,7 @@ from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
 from flatwise.memory import STEP
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
-from flatwise.passes import NO_GRADIENTS, first_pass, from_loss_fn, later_pass, refuse_stale_gradients
+from flatwise.passes import NO_GRADIENTS, first_pass, from_loss_fn, later_pass, of_lightning, refuse_stale_gradients
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
@@ -181,6 +181,11 @@ class BSAM(Optimizer):
                 for param in group["params"]:
                     self._state(param, group)
             return None
+        if of_lightning(closure):
+            raise RuntimeError(
+                "bSAM cannot serve the Trainer's automatic optimization, whose pass cannot run twice: "
+                "set automatic_optimization = False, and call opt.step(closure) in training_step"
+            )
         own, scaling = batch is not _NO_BATCH, self._scaling
         scaling.through_scaler(self)
         scaling.begin()

@@ -38,7 +38,7 @@ from flatwise.look import Look, Method
 from flatwise.memory import PREFIX, STEP, Memory, split_state
 from flatwise.norms import all_finite
 from flatwise.parallel import Ranks
-from flatwise.passes import NO_CLOSURE, Closure
+from flatwise.passes import NO_CALLBACK, NO_CLOSURE, Closure, of_lightning
 from flatwise.record import StepRecord
 from flatwise.run import Run
 from flatwise.scaling import Scaling
@@ -353,6 +353,8 @@ class SAM(Optimizer):
         loss = None
         if closure is None:
             self._step_without_closure()
+        elif of_lightning(closure):
+            loss = self._step_of_trainer(closure)
         else:
             loss = self._step_with_closure(closure, batch, each=each)
         for hook in list(self._optimizer_step_post_hooks.values()):
@@ -475,6 +477,8 @@ class SAM(Optimizer):
 
     def _open(self, name: str, *, always: bool) -> bool:
         """Begin a second pass that happens outside flatwise."""
+        if "base_optimizer" not in vars(self):
+            raise RuntimeError(f"{name} was called on a framework's wrapper: call opt.optimizer.{name}")
         if self._look is not None:
             raise RuntimeError(f"{name} while the weights are perturbed: call opt.restore() or second_step() first")
         needs_closure = self._batching.splits or self._ascent.steps > 1 or self._descent.adds_term
@@ -533,6 +537,14 @@ class SAM(Optimizer):
             self._promise_memory()
         self._armed = False
         self.base_optimizer.step()
+
+    def _step_of_trainer(self, closure: Closure) -> Any:
+        """Run the closure once: flatwise's callback makes both passes in it."""
+        loss = closure()
+        if not self._armed:
+            raise RuntimeError(NO_CALLBACK)
+        self._step_without_closure()
+        return loss
 
     def _is_probe(self) -> bool:
         """Tell the dry step by which torch.distributed.checkpoint makes an optimizer create its state."""

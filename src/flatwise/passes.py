@@ -18,11 +18,17 @@ LOOPS = """
     loss.backward(); opt.first_step(zero_grad=True); loss_again.backward(); opt.second_step(zero_grad=True)"""
 
 NO_CLOSURE = f"""SAM needs two gradients per step, so opt.step() cannot work alone. Write one of:{LOOPS}
-In a framework that calls step() by itself, use its adapter in flatwise.integrations (for the Hugging Face Trainer
-SAMTrainerMixin, for Accelerate SAMStep), or call opt.perturb() and opt.restore() around a second pass first."""
+In a framework that calls step() by itself, use its adapter in flatwise.integrations (for the Lightning Trainer
+SAMCallback, for the Hugging Face Trainer SAMTrainerMixin, for Accelerate SAMStep), or call opt.perturb() and
+opt.restore() around a second pass first."""
 
 NO_GRADIENTS = """the closure left no gradients: call loss.backward() in it, before `return loss`. (After fully_shard, \
 the parameters of the model are others: make the optimizer after it.)"""
+
+NO_CALLBACK = """the Lightning Trainer ran one pass, and SAM needs two gradients per step. Give it flatwise's callback:
+    from flatwise.integrations.lightning import SAMCallback
+    Trainer(callbacks=[SAMCallback()])
+With automatic_optimization = False, step with opt.step(closure) instead."""
 
 STALE = """the closure did not clear the gradients left over from an earlier backward pass, so SAM would climb along \
 the sum of two batches. Clear them in the closure:
@@ -123,6 +129,20 @@ def later_pass(closure: Closure) -> Tensor | float:
         if "backward through the graph a second time" in text or "modified by an inplace operation" in text:
             raise RuntimeError(SECOND_TIME + text) from error
         raise
+
+
+def of_lightning(closure: Any) -> bool:
+    """Tell the closure in which a Lightning Trainer runs everything up to the update: it must not run twice.
+
+    Args:
+        closure: what ``step`` was called with.
+
+    Returns:
+        Whether it is one; the closure that a user gave to Lightning is none.
+    """
+    while isinstance(closure, partial) and closure.args:  # each precision plugin wraps it, the closure comes last
+        closure = closure.args[-1]
+    return str(getattr(closure, "__module__", "")).startswith(("lightning.pytorch.", "pytorch_lightning."))
 
 
 def sample_losses(loss: Any, count: int) -> Tensor:

@@ -20,10 +20,11 @@ def find_sam(optimizer: Any) -> SAM | None:
         The optimizer; None where there is none inside.
     """
     for _ in range(8):  # no framework wraps that often
-        if optimizer is None or isinstance(optimizer, SAM):
-            return optimizer
-        inside = vars(optimizer)
-        optimizer = inside.get("optimizer", inside.get("_optimizer"))
+        inside = vars(optimizer) if optimizer is not None else {}
+        within = inside.get("optimizer", inside.get("_optimizer"))
+        if within is None:  # asked first: Lightning's wrappers claim to be of the class that they wrap
+            return optimizer if isinstance(optimizer, SAM) else None
+        optimizer = within
     return None
 
 
