@@ -68,14 +68,14 @@ MUTATIONS = {
     ),
     "micro-batches summed": ("run.py", "param.grad * weight", "param.grad * 1.0", "test_oracles.py"),
     "momentum not saved": (
-        "optimizer.py",
+        "saving.py",
         "        saved = self.base_optimizer.state_dict()",
         "        saved = {**self.base_optimizer.state_dict(), 'state': {}}",
         "test_state.py",
     ),
-    "steps not counted": ("optimizer.py", "group[STEP] += 1", "group[STEP] += 0", "test_state.py test_record.py"),
+    "steps not counted": ("stepping.py", "group[STEP] += 1", "group[STEP] += 0", "test_state.py test_record.py"),
     "a copy loses its schedule": (
-        "optimizer.py",
+        "saving.py",
         "self.__dict__[name] for name in (*kept, *slots, *options)",
         'Schedule() if name == "_schedule" else self.__dict__[name] for name in (*kept, *slots, *options)',
         "test_state.py",
@@ -97,7 +97,7 @@ MUTATIONS = {
     "second-order term dropped": ("descent.py", "result[i] = term", "pass", "test_second_order.py"),
     "projection dropped": ("ascent.py", "        self._project()\n", "", "test_closed_forms.py test_oracles.py"),
     "what a method remembers not saved": (
-        "optimizer.py",
+        "saving.py",
         'saved["state"][index] = {**saved["state"].get(index, {}), **entries}',
         "pass",
         "test_family_state.py::test_resuming_equals_never_having_stopped",
@@ -127,7 +127,7 @@ MUTATIONS = {
         "test_accumulation.py",
     ),
     "flatwise's entries in the base's checkpoint": (
-        "optimizer.py",
+        "saving.py",
         'saved["state"], _ = split_state(saved["state"])',
         "pass",
         "test_family_state.py::test_checkpoints_of_the_plain_base_go_both_ways",
