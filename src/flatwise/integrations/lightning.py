@@ -112,7 +112,7 @@ class SAMCallback(_Callback):  # type: ignore[misc]  # which class it is, the in
         self._differentiated = self._stepped = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the optimizer, and tell it what Lightning wrapped and scales.
+        """Find the optimizer, and tell it what scales its losses.
 
         Args:
             trainer: the trainer.
@@ -131,16 +131,13 @@ class SAMCallback(_Callback):  # type: ignore[misc]  # which class it is, the in
                 f"{type(trainer.strategy).__name__} makes the update by itself, so SAM cannot place its second pass "
                 "before it: use another strategy, such as 'ddp'"
             )
-        automatic = pl_module.automatic_optimization
-        if automatic and _takes(pl_module.training_step, "dataloader_iter", explicit=True):
+        if pl_module.automatic_optimization and _takes(pl_module.training_step, "dataloader_iter", explicit=True):
             raise RuntimeError(
                 "training_step(dataloader_iter) draws its own batches, so the second pass would see others: "
                 "write training_step(batch, batch_idx)"
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for sam in found:
-            if automatic:
-                sam._guard.saw(trainer.model)  # buffers of the module itself, and what sums gradients over ranks
             if scaler is not None:
                 sam.attach_scaler(scaler)
 
@@ -154,7 +151,7 @@ class SAMCallback(_Callback):  # type: ignore[misc]  # which class it is, the in
             self._loss = None
             sam._abandon()  # a scaler may have left out the step before, which then waits for nobody
             sam._guard.forget_start()
-            sam._guard.saw(trainer.model)
+            sam._guard.saw(trainer.model)  # buffers of the module itself, and what sums gradients over ranks
         self._differentiated = self._stepped = False
         if sam._method.ranks.local:
             self._apart.enter_context(trainer.strategy.block_backward_sync())
