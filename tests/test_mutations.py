@@ -106,8 +106,8 @@ MUTATIONS = {
     "rounded at random the wrong way": ("rounding.py", "torch.copysign(up", "-torch.copysign(up", "test_precision.py"),
     "a last gradient left at its scale": (
         "run.py",
-        "                record._perturbed_loss = later_pass(descend)\n            method.unscale()\n",
-        "                record._perturbed_loss = later_pass(descend)\n",
+        "            record._perturbed_loss = later_pass(descend)\n        method.unscale()\n",
+        "            record._perturbed_loss = later_pass(descend)\n",
         "test_scaling.py",
     ),
     "an overflow in the first pass forgotten": ("update.py", "if first and", "if False and", "test_scaling.py"),
@@ -140,7 +140,7 @@ MUTATIONS = {
     ),
     "two passes where one is enough": (
         "run.py",
-        "            if one_pass:\n                return loss\n",
+        "        if one_pass:\n            return loss\n",
         "",
         "test_family_passes.py::test_passes_and_calls_are_those_of_the_row",
     ),
@@ -152,8 +152,8 @@ MUTATIONS = {
     ),
     "ranking pass not the one that counts": (
         "run.py",
-        "            guard.between()\n            index",
-        "            index",
+        "                guard.between()\n                index",
+        "                index",
         "test_family_passes.py::test_buffers_and_random_state_are_those_of_one_plain_pass",
     ),
     "a late part after a withheld update": (
@@ -164,8 +164,8 @@ MUTATIONS = {
     ),
     "weights not brought back on closing": (
         "look.py",
-        "        self.undo()\n        self._guard.end(",
-        "        self._guard.end(",
+        "        self.undo()\n        self._guard.close(",
+        "        self._guard.close(",
         "test_family_calls.py::test_an_error_in_any_call_leaves_the_weights_as_they_were",
     ),
     "parameters left frozen": (
