@@ -180,6 +180,36 @@ MUTATIONS = {
         "reuses = method.descent.reuses",
         "test_family_descent.py::test_looksam_without_radius_forgets_to_reuse",
     ),
+    "learned before the update": (
+        "memory.py",
+        "        self._next.setdefault(param, {})[name] = value",
+        "        self.keep(param, name, value)",
+        "faults/test_faults.py",
+    ),
+    "counted before the passes": (
+        "optimizer.py",
+        "        run = self._new_run(record, active)\n        if",
+        "        self._count()\n        run = self._new_run(record, active)\n        if",
+        "faults/test_faults.py",
+    ),
+    "random state of a pass that raised": (
+        "guards.py",
+        "            self._after.put()",
+        "            pass",
+        "faults/test_faults.py",
+    ),
+    "an overflow in a late part not seen by the scaler": (
+        "optimizer.py",
+        "        if self._scaling.on and self._late:",
+        "        if False and self._late:",
+        "test_scaling.py",
+    ),
+    "keys of a failed step taken for new ones": (
+        "scaling.py",
+        "        if self._stepped:\n            self._passes",
+        "        if True:\n            self._passes",
+        "test_scaling.py",
+    ),
 }
 
 

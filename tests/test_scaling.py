@@ -247,3 +247,30 @@ def test_copies_of_a_step_that_failed_are_not_those_of_the_next() -> None:
     world.bad = {world.calls + 1: math.inf}
     train(world, by_step, 1)
     assert all(map(torch.equal, before, world.snapshot()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_that_failed_in_its_second_pass_can_be_taken_again(form: str) -> None:
+    """The scaler was not updated: it knows the passes of the failed step still."""
+    plain, world = (train(World(sam("sgd"), scaled=scaled), FORMS[form], 1) for scaled in (False, True))
+    for attempt in range(4):
+        torch.manual_seed(attempt)
+        world.bad = {world.calls + 2: "no number"}
+        with pytest.raises(TypeError):
+            FORMS[form](world)
+        if form in ("by_two_calls", "by_framework"):
+            world.opt.restore()
+    for one in (plain, world):
+        one.model.load_state_dict(plain.model.state_dict())
+        one.bad = {}
+    train(plain, FORMS[form], 2)
+    train(world, FORMS[form], 2)
+    assert all(map(torch.equal, plain.snapshot(), world.snapshot()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_overflow_in_what_is_added_after_the_step_backs_off(form: str) -> None:
+    world = train(World(variant("wsam"), scaled=True), FORMS[form], 2)
+    world.bad = {world.calls + 2: math.inf}
+    train(world, FORMS[form], 1)
+    assert world.scaler.get_scale() == SCALE / 2
