@@ -19,6 +19,7 @@ class Broken(BaseException):  # as Ctrl-C is
     pass
 
 
+@pytest.mark.supports("plain loop", "an exception in either pass leaves w")
 @pytest.mark.parametrize("late", [False, True], ids=["before backward", "in backward"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_in_any_call_leaves_the_weights_as_they_were(name, late):

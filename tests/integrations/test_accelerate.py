@@ -159,6 +159,9 @@ def by_hand(masks: list[Tensor], *, parts: int, clip: float) -> nn.Module:
     return model
 
 
+@pytest.mark.supports("Accelerate", "equal to hand-written SAM")
+@pytest.mark.supports("Accelerate", "gradient accumulation")
+@pytest.mark.supports("Accelerate", "clipping of the last gradient")
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_it_is_sam_by_hand(parts: int, clip: float) -> None:
@@ -169,6 +172,7 @@ def test_it_is_sam_by_hand(parts: int, clip: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.supports("Accelerate", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize("options", [{}, {"parts": 2}, {"clip": 0.1}, {"mixed_precision": "bf16"}], ids=str)
 def test_a_radius_of_zero_is_the_plain_loop(options: dict[str, Any]) -> None:
     ends = []
@@ -180,6 +184,7 @@ def test_a_radius_of_zero_is_the_plain_loop(options: dict[str, Any]) -> None:
     assert same(*ends)
 
 
+@pytest.mark.supports("Accelerate", "logged loss is the clean one, metrics count once")
 def test_losses_and_random_state_are_those_of_the_first_pass() -> None:
     ends = []
     for wrap in (sgd, sam):
@@ -249,6 +254,7 @@ def test_every_method_is_what_it_is_in_a_plain_loop_or_says_why_not(name: str) -
 # Scaled losses
 
 
+@pytest.mark.supports("Accelerate", "GradScaler")
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
 @pytest.mark.parametrize("name", ["sam", "usam", "pgn", "every-k"])
@@ -266,6 +272,7 @@ def test_a_scale_changes_nothing(name: str, parts: int, clip: float) -> None:
     assert not any(world.skipped)
 
 
+@pytest.mark.supports("Accelerate", "fp16 overflow in either pass")
 @pytest.mark.parametrize("bad", [(7,), (8,)], ids=["first", "second"])
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
 def test_an_overflow_in_any_pass_is_no_step(bad: tuple[int, ...], clip: float) -> None:
@@ -295,6 +302,7 @@ def test_an_overflow_in_any_pass_is_no_step(bad: tuple[int, ...], clip: float) -
 # Saving
 
 
+@pytest.mark.supports("Accelerate", "resume, bit for bit")
 @pytest.mark.parametrize("parts", [1, 2])
 def test_saving_and_loading_is_bit_for_bit(parts: int, tmp_path: Path) -> None:
     wrap = radius(lambda step: RHO / (1 + step))
@@ -332,6 +340,7 @@ def test_a_closure_does_not_run_between_two_updates() -> None:
     assert calls == [0, 2, 2, 4, 6]
 
 
+@pytest.mark.supports("Accelerate", "misuse is refused by name")
 def test_a_closure_beside_the_adapter_is_refused() -> None:
     world = World(sam)
     with pytest.raises(RuntimeError, match=r"optimizer.step\(closure\) beside SAMStep"):
@@ -352,6 +361,7 @@ def test_a_loss_that_is_no_tensor() -> None:
         world.step.backward(lambda batch: 1.0, (X, Y))
 
 
+@pytest.mark.supports("Accelerate", "DeepSpeed is refused")
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
 def test_an_engine_is_refused(kind: str) -> None:
     world = World(sam)
@@ -377,6 +387,7 @@ def test_ranks_that_climb_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         World(lambda model: flatwise.SAM(sgd(model), RHO, sync_ascent=False, model=model))
 
 
+@pytest.mark.supports("Accelerate", "an exception in either pass leaves w")
 @pytest.mark.parametrize("bad", [1, 2, 3, 4])
 def test_an_error_in_any_pass_leaves_the_weights_where_they_were(bad: int) -> None:
     """Windows of 2: calls 1, 2 and again 3, 4."""
@@ -441,6 +452,7 @@ def add(sums, bucket):  # type: ignore[no-untyped-def]  # torch reads annotation
     return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
 
 
+@pytest.mark.supports("Accelerate", "two processes")
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_are_one_with_the_whole_batch(parts: int, tmp_path: Path) -> None:

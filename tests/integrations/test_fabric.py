@@ -105,6 +105,9 @@ def run(plugin: Any, parts: int = 1, *, own: bool = False) -> tuple[list[Tensor]
     return snapshot(model, find_sam(opt)), opt, ends
 
 
+@pytest.mark.supports("Fabric", "equal to hand-written SAM")
+@pytest.mark.supports("Fabric", "gradient accumulation")
+@pytest.mark.supports("Fabric", "GradScaler")
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_step_is_that_of_the_plain_loop(scaled: bool, parts: int) -> None:
@@ -119,6 +122,7 @@ def test_without_a_scaler_the_optimizer_steps_alone(parts: int) -> None:
     assert all(map(torch.equal, run(None, parts, own=True)[0], plain(STEPS, parts)))
 
 
+@pytest.mark.supports("Fabric", "autocast")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions(precision: str) -> None:
     fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1, precision=precision)
@@ -136,6 +140,7 @@ def test_other_precisions(precision: str) -> None:
     assert find_sam(opt).last.reason == "perturbed"
 
 
+@pytest.mark.supports("Fabric", "fp16 overflow in either pass")
 @pytest.mark.parametrize("bad", [5, 6], ids=["first", "second"])
 def test_an_overflow_in_either_pass_is_no_step(bad: int) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
@@ -162,6 +167,7 @@ def test_an_overflow_in_either_pass_is_no_step(bad: int) -> None:
     assert not torch.equal(found[2][1][0], found[3][1][0])
 
 
+@pytest.mark.supports("Fabric", "resume, bit for bit")
 def test_saving_and_loading(tmp_path: Path) -> None:
     fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
     states = []
@@ -185,6 +191,7 @@ def test_torch_refuses_a_closure_where_losses_are_scaled() -> None:
         run(Scaled(), own=True)
 
 
+@pytest.mark.supports("Fabric", "misuse is refused by name")
 def test_another_optimizer_is_named() -> None:
     fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
     model = network()
@@ -233,6 +240,7 @@ def on_two_ranks(rank: int, sync: bool, scaled: bool, parts: int) -> Any:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.supports("Fabric", "two processes")
 @pytest.mark.slow
 @pytest.mark.parametrize(("sync", "scaled", "parts"), [(True, True, 2), (False, False, 2), (False, True, 1)])
 def test_two_processes(sync: bool, scaled: bool, parts: int, tmp_path: Path) -> None:

@@ -227,6 +227,9 @@ CLIPS: dict[str | None, dict[str, Any]] = {
 }
 
 
+@pytest.mark.supports("Lightning", "equal to hand-written SAM")
+@pytest.mark.supports("Lightning", "gradient accumulation")
+@pytest.mark.supports("Lightning", "clipping of the last gradient")
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_a_run_is_sam_written_by_hand(k: int, clip: str | None) -> None:
@@ -270,6 +273,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.supports("Lightning", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_radius_zero_is_the_plain_run(options: dict[str, Any]) -> None:
     """Weights, batch statistics, buffers, metrics, attributes, random state, logs: all of it, after every batch."""
@@ -283,6 +287,7 @@ def test_radius_zero_is_the_plain_run(options: dict[str, Any]) -> None:
     assert one.callback_metrics.keys() == other.callback_metrics.keys()
 
 
+@pytest.mark.supports("Lightning", "logged loss is the clean one, metrics count once")
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_second_pass_leaves_no_trace(k: int) -> None:
     """Before the first update, one batch or window of SAM differs from that of the base in the weights only."""
@@ -319,6 +324,7 @@ class Scaled(MixedPrecision):
         return torch.autocast("cpu", enabled=False)
 
 
+@pytest.mark.supports("Lightning", "GradScaler")
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("clip", CLIPS)
 def test_a_scale_changes_nothing(clip: str | None, k: int) -> None:
@@ -336,6 +342,7 @@ def fused(params: Any) -> torch.optim.Optimizer:
     return flatwise.SAM(torch.optim.AdamW(params, lr=0.01, fused=True), RHO)
 
 
+@pytest.mark.supports("Lightning", "fp16 overflow in either pass")
 @pytest.mark.parametrize("clip", [None, "norm"])
 @pytest.mark.parametrize("bad", [5, 6], ids=["first", "second"])
 @pytest.mark.parametrize("make", [sam, adamw, fused])
@@ -355,6 +362,7 @@ def test_an_overflow_in_either_pass_is_no_step(make: Any, bad: int, clip: str | 
     assert trainer.optimizers[0].last.reason == "perturbed"
 
 
+@pytest.mark.supports("Lightning", "autocast")
 def test_bf16_is_the_same_as_the_loop() -> None:
     net, hand = Net(dtype=torch.float32), Net(dtype=torch.float32)
     fit(net, SAMCallback(), precision="bf16-mixed", epochs=1)
@@ -391,6 +399,7 @@ def test_training_step_may_return_none(k: int, scaled: bool) -> None:
     assert runs[2].optimizers[0].last.reason == "perturbed"
 
 
+@pytest.mark.supports("Lightning", "resume, bit for bit")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_that_is_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -425,6 +434,7 @@ def test_averages_of_weights_are_those_of_the_steps(kind: Any, options: Any) -> 
     assert not torch.equal(net.body[0].weight, seeds.snapshots[-1][0]), "the training ends with the average"
 
 
+@pytest.mark.supports("Lightning", "sharpness for loggers")
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_sharpness_is_logged(k: int) -> None:
     net = Net()
@@ -449,6 +459,7 @@ FRAMEWORK_ERRORS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.supports("Lightning", "misuse is refused by name")
 @pytest.mark.parametrize("options", FRAMEWORK_ERRORS.values(), ids=FRAMEWORK_ERRORS)
 def test_a_run_without_the_callback_names_it(options: dict[str, Any]) -> None:
     net = Net()
@@ -458,6 +469,7 @@ def test_a_run_without_the_callback_names_it(options: dict[str, Any]) -> None:
     assert torch.equal(net.weights(), before)
 
 
+@pytest.mark.supports("Lightning", "an exception in either pass leaves w")
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("failing", [5, 6, 7, 8])
 def test_an_exception_in_any_pass_leaves_the_weights_at_w(failing: int, k: int) -> None:
@@ -669,6 +681,7 @@ def on_two_ranks(rank: int, options: dict[str, Any], k: int, scaled: bool) -> tu
     return net.weights(), counts.sums.count
 
 
+@pytest.mark.supports("Lightning", "two processes")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sync", "k", "scaled"), [(True, 1, False), (True, 2, True), (False, 1, True), (False, 2, False)]

@@ -182,6 +182,9 @@ def to_double(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in rows]
 
 
+@pytest.mark.supports("HF Trainer", "equal to hand-written SAM")
+@pytest.mark.supports("HF Trainer", "gradient accumulation")
+@pytest.mark.supports("HF Trainer", "clipping of the last gradient")
 @pytest.mark.parametrize("clip", [0.0, 0.05], ids=["", "clipped"])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
@@ -213,6 +216,7 @@ def test_it_is_sam_by_hand(name: str, parts: int, clip: float, tmp_path: Path) -
 # rho = 0 is the plain Trainer
 
 
+@pytest.mark.supports("HF Trainer", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize(
     "options",
     [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.1}, {"bf16": True}, {"lr_scheduler_type": "linear"}],
@@ -242,6 +246,8 @@ def test_masks_after_a_step_are_those_of_plain_training(tmp_path: Path) -> None:
 # Counted and logged once
 
 
+@pytest.mark.supports("HF Trainer", "logged loss is the clean one, metrics count once")
+@pytest.mark.supports("HF Trainer", "sharpness for loggers")
 def test_loss_and_tokens_are_counted_once_and_sharpness_stands_beside_them(tmp_path: Path) -> None:
     trainer = make(
         SAMTrainer, tmp_path, sam=RHO, gradient_accumulation_steps=2, logging_steps=2, max_steps=4,
@@ -372,6 +378,7 @@ def test_only_biases_are_trained(tmp_path: Path) -> None:
 # Adapters of parameters
 
 
+@pytest.mark.supports("HF Trainer", "PEFT: adapters only")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_a_frozen_backbone_costs_no_copy(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
@@ -405,6 +412,7 @@ def scaled(trainer: Any) -> Any:
     return trainer
 
 
+@pytest.mark.supports("HF Trainer", "GradScaler")
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
 def test_a_scale_changes_nothing(parts: int, clip: float, tmp_path: Path) -> None:
@@ -416,6 +424,7 @@ def test_a_scale_changes_nothing(parts: int, clip: float, tmp_path: Path) -> Non
     assert ours.accelerator.scaler.get_scale() == 1024
 
 
+@pytest.mark.supports("HF Trainer", "fp16 overflow in either pass")
 @pytest.mark.parametrize("bad", [(5,), (6,), (5, 6)], ids=["first", "second", "both"])
 @pytest.mark.parametrize("clip", [0.0, 0.1], ids=["", "clipped"])
 def test_an_overflow_in_any_pass_is_no_step(bad: tuple[int, ...], clip: float, tmp_path: Path) -> None:
@@ -448,6 +457,7 @@ def test_an_overflow_in_any_pass_is_no_step(bad: tuple[int, ...], clip: float, t
 # Resuming
 
 
+@pytest.mark.supports("HF Trainer", "resume, bit for bit")
 @pytest.mark.parametrize("parts", [1, 2])
 def test_resuming_is_bit_for_bit(parts: int, tmp_path: Path) -> None:
     options = {"sam": lambda base: flatwise.SAM(base, lambda step: RHO / (1 + step)), "save_strategy": "steps"}
@@ -462,6 +472,7 @@ def test_resuming_is_bit_for_bit(parts: int, tmp_path: Path) -> None:
 # Compiled
 
 
+@pytest.mark.supports("HF Trainer", "no recompiles")
 def test_a_compiled_model_is_compiled_no_more_often(tmp_path: Path) -> None:
     counts = []
     for kind, own in ((Trainer, {}), (SAMTrainer, {"sam": RHO})):
@@ -479,6 +490,7 @@ def test_a_compiled_model_is_compiled_no_more_often(tmp_path: Path) -> None:
 # Mistakes
 
 
+@pytest.mark.supports("HF Trainer", "misuse is refused by name")
 def test_a_plain_trainer_is_told_of_the_mixin(tmp_path: Path) -> None:
     model = Net()
     opt = flatwise.SAM(torch.optim.SGD(model.parameters(), lr=0.1), RHO)
@@ -488,6 +500,7 @@ def test_a_plain_trainer_is_told_of_the_mixin(tmp_path: Path) -> None:
     assert same(before, list(model.parameters()))
 
 
+@pytest.mark.supports("HF Trainer", "an exception in either pass leaves w")
 @pytest.mark.parametrize("bad", [3, 5, 6, 8])
 def test_an_error_in_any_pass_leaves_the_weights_where_they_were(bad: int, tmp_path: Path) -> None:
     """Windows of 2: calls 1, 2 and again 3, 4; then 5, 6 and again 7, 8."""
@@ -558,6 +571,7 @@ def test_an_optimizer_that_steps_inside_of_backward_is_refused(tmp_path: Path) -
         run(trainer)
 
 
+@pytest.mark.supports("HF Trainer", "DeepSpeed is refused")
 def test_deepspeed_is_refused_at_once(tmp_path: Path) -> None:
     class Engine(SAMTrainer):  # type: ignore[misc, valid-type]
         def create_accelerator_and_postprocess(self) -> None:
@@ -608,6 +622,7 @@ def add(sums, bucket):  # type: ignore[no-untyped-def]  # torch reads annotation
     return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
 
 
+@pytest.mark.supports("HF Trainer", "two processes")
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_are_one_with_the_whole_batch(parts: int, tmp_path: Path) -> None:
