@@ -9,6 +9,7 @@
 A block in any other language fails, so that nothing is shown which nothing checks.
 """
 
+import importlib.util
 import json
 import re
 import shlex
@@ -124,7 +125,16 @@ def check_pip(arguments: list[str]) -> None:
     assert wanted.extras <= set(metadata.metadata("flatwise").get_all("Provides-Extra", []))
 
 
-COMMANDS = {"flatwise": check_flatwise, "make": check_make, "pip": check_pip}
+def check_python(arguments: list[str]) -> None:
+    """A script or a module that is there, and paths that are."""
+    if arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]) is not None, arguments
+        arguments = arguments[2:]
+    paths = [argument for argument in arguments if "/" in argument]
+    assert all((ROOT / path).exists() for path in paths), arguments
+
+
+COMMANDS = {"python": check_python, "flatwise": check_flatwise, "make": check_make, "pip": check_pip}
 
 
 def check_bash(block: Block) -> None:
