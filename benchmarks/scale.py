@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from scale_count import FULL, MIXED, SAMPLES, SMALL, Setting, counted, settings
-from scale_formula import Layout, Method, Model, Precision, blocks_at_once, gathered, held, methods, sent, traffic
+from scale_formula import Layout, Model, Precision, blocks_at_once, gathered, held, methods, sent, traffic
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RECORD, PICTURE = DOCS / "scale.md", DOCS / "results" / "scale.json", DOCS / "results" / "scale.png"
@@ -67,14 +67,12 @@ class Device:
         """Return how long sending takes, one group of devices after the other.
 
         Args:
-            layout: tensor parallelism is innermost, replicas are outermost, and ranks that share a perturbation are
-                neighbours.
+            layout: of the devices.
             sizes: bytes for each group.
         """
-        reach = {"tensor": layout.tensor, "ascent": int(layout.sync)}
-        reach["shard"] = reach["tensor"] * layout.shards
-        reach["replica"] = reach["shard"] * layout.replicas
-        return sum(size / GB / (self.intra if reach[axis] <= NODE else self.inter) for axis, size in sizes.items())
+        return sum(
+            size / GB / (self.intra if layout.reach(axis) <= NODE else self.inter) for axis, size in sizes.items()
+        )
 
 
 def modes(devices: int) -> dict[str, tuple[Layout, Precision]]:
@@ -98,13 +96,13 @@ def modes(devices: int) -> dict[str, tuple[Layout, Precision]]:
 def expected(setting: Setting) -> dict[str, Any]:
     """Return what the formulas say of a setting that is counted, in the form of ``scale_count.count``."""
     layout, precision = setting.layout, setting.precision
-    calls = traffic(
-        SMALL, layout, setting.method, precision, tokens=SAMPLES, micro_batches=setting.micro_batches
-    )  # fmt: skip
+    many = setting.micro_batches
+    calls = traffic(SMALL, layout, setting.method, precision, tokens=SAMPLES, micro_batches=many)
     bytes_held = held(SMALL, layout, setting.method, precision)
     found: dict[str, Any] = {
         "calls": sorted([*key, size, times] for (key, size), times in calls.items()),
-        "between steps": bytes_held["state"] + bytes_held["kept"],
+        # Gradients that are views of the buckets stay as long as these.
+        "between steps": bytes_held["state"] + bytes_held["kept"] + layout.views * bytes_held["gradients"],
         "during the last pass": bytes_held["copies"],
     }
     if layout.kind == "ddp":
@@ -151,117 +149,119 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def counted_table(record: dict[str, Any]) -> str:
-    """Return what was counted, in one step on average, beside the formulas."""
-    rows = []
-    for row in record["settings"]:
-        numbers = []
-        for source in (row["counted"], row["formula"]):
-            times = sum(times for *_, times in source["calls"]) / row["steps"]
-            size = sum(size * times for *_, size, times in source["calls"]) / row["steps"]
-            held_now = source["between steps"] + source["during the last pass"] + source.get("gathered", 0)
-            numbers.append((f"{times:g}", f"{size:g}", f"{held_now:,}".replace(",", " ")))
-        (times, size, now), (times2, size2, now2) = numbers
-        rows.append([row["mode"], f"`{row['method']}`", times, times2, size, size2, now, now2])
-    head = ["mode", "method", "collectives", "formula", "bytes", "formula", "bytes held", "formula"]
-    return table(head, rows)
-
-
-def memory_table(device: Device) -> str:
-    """Return the memory per device: plain training, then SAM."""
-    rows = []
-    for model in MODELS:
-        for devices in DEVICES:
-            cells = [f"{model.name}, {devices}"]
-            known = modes(devices)
-            for mode in ("DDP", "FSDP2", "FSDP2, no reshard", f"HSDP, {NODE} shards", f"HSDP, {8 * NODE} shards"):
-                if mode not in known:
-                    cells.append("")
-                    continue
-                layout, precision = known[mode]
-                plain, sam = (total(model, layout, METHODS[name], precision) for name in ("plain", "sam"))
-                cells.append(f"{amount(plain)} → {amount(sam)}" + (" ✗" if sam > device.memory else ""))
-            rows.append(cells)
-    head = ["parameters, devices", "DDP", "FSDP2", "FSDP2, no reshard", f"HSDP, {NODE} shards"]
-    return table([*head, f"HSDP, {8 * NODE} shards"], rows)
-
-
 def amount(value: float) -> str:
     """Return a number with about three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def total(model: Model, layout: Layout, method: Method, precision: Precision) -> float:
+def counted_table(record: dict[str, Any]) -> str:
+    """Return what was counted, in one step on average, beside the formulas."""
+    rows = []
+    for row in record["settings"]:
+        cells: list[list[str]] = []
+        for source in (row["counted"], row["formula"]):
+            times = sum(times for *_, times in source["calls"]) / row["steps"]
+            size = sum(size * times for *_, size, times in source["calls"]) / row["steps"]
+            beside = source["between steps"] + source["during the last pass"]
+            whole = source.get("gathered", source.get("buckets"))
+            cells.append([f"{times:g}", f"{size:g}", str(beside), "" if whole is None else str(whole)])
+        rows.append([row["mode"], f"`{row['method']}`", *("**≠**" if a != b else f"{a} = {b}" if a else ""
+                                                         for a, b in zip(*cells, strict=True))])  # fmt: skip
+    return table(["mode", "method", "collectives", "bytes", "held beside weights", "gathered, or buckets"], rows)
+
+
+def total(model: Model, layout: Layout, name: str, precision: Precision) -> float:
     """Return the GB held by a device."""
-    return sum(held(model, layout, method, precision).values()) / GB
+    return sum(held(model, layout, METHODS[name], precision).values()) / GB
 
 
-def per_step(model: Model, layout: Layout, method: Method, precision: Precision) -> tuple[dict[str, float], float]:
+def memory_table(device: Device) -> str:
+    """Return the memory per device: plain training, then SAM."""
+    shown = ("DDP", "FSDP2", "FSDP2, no reshard", f"HSDP, {NODE} shards", f"HSDP, {8 * NODE} shards")
+    rows = []
+    for model in MODELS:
+        for devices in DEVICES:
+            known, cells = modes(devices), []
+            for mode in shown:
+                if mode not in known:
+                    cells.append("")
+                    continue
+                plain, sam = (total(model, known[mode][0], name, known[mode][1]) for name in ("plain", "sam"))
+                cells.append(f"{amount(plain)} → {amount(sam)}" + (" ✗" if sam > device.memory else ""))
+            layout, precision = known["FSDP2"]
+            cells.append(amount(total(model, layout, "looksam", precision)))
+            rows.append([f"{model.name}, {devices}", *cells])
+    return table(["parameters, devices", *shown, "FSDP2, `looksam`"], rows)
+
+
+def per_step(model: Model, layout: Layout, name: str, precision: Precision) -> tuple[dict[str, float], float]:
     """Return, for one step on average, the bytes sent over each group of devices, and the number of collectives."""
+    method = METHODS[name]
     calls, steps = traffic(model, layout, method, precision, tokens=TOKENS), len(method.passes)
     sizes = {axis: size / steps for axis, size in sent(calls, layout.axes).items()}
     return sizes, sum(calls.values()) / steps
 
 
-def traffic_table(device: Device, devices: int = 512) -> str:
+def traffic_table(devices: int = 512) -> str:
     """Return what a device sends in a step of 7 B parameters, relative to plain training in the same mode."""
     names = [name for name in METHODS if name != "plain"]
     rows = []
     for mode, (layout, precision) in modes(devices).items():
-        plain, calls = per_step(SEVEN, layout, METHODS["plain"], precision)
-        base, cells = sum(plain.values()), []
+        plain, calls = per_step(SEVEN, layout, "plain", precision)
+        cells = []
         for name in names:
             if layout.sync is not True and name in ("gsam", "looksam"):
                 cells.append("refused")
                 continue
-            sizes, _ = per_step(SEVEN, layout, METHODS[name], precision)
-            cells.append(f"{sum(sizes.values()) / base:.2f}")
-        _, twice = per_step(SEVEN, layout, METHODS["sam"], precision)
-        rows.append([mode, amount(base / GB), f"{calls:g} → {twice:g}", *cells])
-    head = ["mode", "GB sent, plain", "collectives, plain → `sam`", *(f"`{name}`" for name in names)]
-    return table(head, rows)
+            cells.append(f"{sum(per_step(SEVEN, layout, name, precision)[0].values()) / sum(plain.values()):.2f}")
+        twice = per_step(SEVEN, layout, "sam", precision)[1]
+        rows.append([mode, amount(sum(plain.values()) / GB), f"{calls:g} → {twice:g}", *cells])
+    return table(["mode", "GB, plain", "collectives, plain → `sam`", *(f"`{name}`" for name in names)], rows)
+
+
+def extra_seconds(model: Model, layout: Layout, name: str, precision: Precision, device: Device) -> float:
+    """Return how long it takes to send what a method sends beyond plain training."""
+    both = [device.seconds(layout, per_step(model, layout, which, precision)[0]) for which in (name, "plain")]
+    return both[0] - both[1]
 
 
 def time_table(device: Device) -> str:
-    """Return how long what SAM sends beyond plain training takes to send."""
-    known = list(dict.fromkeys(mode for devices in DEVICES for mode in modes(devices)))
+    """Return how long what SAM sends beyond plain training takes to send, where the model has room."""
+    shown = list(dict.fromkeys(mode for devices in DEVICES for mode in modes(devices)))
     rows = []
     for model in MODELS:
         for devices in DEVICES:
-            cells = [f"{model.name}, {devices}"]
-            for mode in known:
-                if mode not in modes(devices):
-                    cells.append("")
-                    continue
-                layout, precision = modes(devices)[mode]
-                plain, sam = (
-                    device.seconds(layout, per_step(model, layout, METHODS[name], precision)[0])
-                    for name in ("plain", "sam")
+            known, cells = modes(devices), []
+            for mode in shown:
+                room = mode in known and total(model, known[mode][0], "sam", known[mode][1]) <= device.memory
+                cells.append(
+                    amount(extra_seconds(model, known[mode][0], "sam", known[mode][1], device)) if room else ""
                 )
-                cells.append(f"{amount(sam - plain)} ({amount(plain)})")
-            rows.append(cells)
-    return table(["parameters, devices", *known], rows)
+            rows.append([f"{model.name}, {devices}", *cells])
+    return table(["parameters, devices", *shown], rows)
 
 
-def held_table() -> str:
-    """Return the bytes per parameter that a method adds, on a device that holds 1 / n of the parameters."""
+def methods_table() -> str:
+    """Return what a method adds to the numbers of a pass."""
     rows = []
     for name, method in METHODS.items():
+        steps = [f"{norms + votes}" for norms, votes in zip(method.norms, method.verdicts, strict=True)]
+        singles = steps[0] if len(set(steps)) == 1 else f"{steps[0]}, then {steps[1]}"
         size = FULL.weight
         rows.append(
-            [f"`{name}`", f"{method.mean_passes:.2f}", f"{size * method.copies} / n", f"{size * method.kept} / n"]
+            [f"`{name}`", f"{method.mean_passes:g}", str(size * method.copies), str(size * method.kept), singles]
         )
-    return table(["method", "passes", "bytes per parameter, during the last pass", "bytes, between steps"], rows)
+    return table(["method", "passes", "bytes during the last pass", "bytes between steps", "single numbers"], rows)
 
 
 def tables(record: dict[str, Any], device: Device) -> dict[str, str]:
     """Return the tables of the page by their markers."""
     return {
-        "counted": counted_table(record),
-        "held": held_table(),
+        "methods": methods_table(),
         "memory": memory_table(device),
-        "traffic": traffic_table(device),
+        "traffic": traffic_table(),
         "time": time_table(device),
+        "counted": counted_table(record),
     }
 
 
@@ -277,18 +277,31 @@ def filled(page: str, record: dict[str, Any], device: Device) -> str:
         ValueError: if the page lacks the markers of a table.
     """
     for name, text in tables(record, device).items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
-        if not between.search(page):
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
+        if not place.search(page):
             raise ValueError(f"the page has no place for the table {name!r}")
-        page = between.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+        page = place.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
     return page
 
 
 # Picture
 
+HELD = {
+    "weights": ("#555555", ("weights",)),
+    "gradients, and buckets of DDP": ("#AAAAAA", ("gradients", "buckets")),
+    "state of AdamW": ("#56B4E9", ("state",)),
+    "gathered weights": ("#E69F00", ("gathered",)),
+    "SAM's copy of w": ("#D55E00", ("copies",)),
+}
+SENT = {
+    "plain, msam": ("#777777", "plain"),
+    f"looksam, every-k ({EVERY})": ("#0072B2", "every-k"),
+    "sam": ("#D55E00", "sam"),
+}
 
-def draw(device: Device, file: Path, devices: int = 64) -> None:
-    """Draw memory per device and bytes sent, by mode, for 7 B parameters."""
+
+def draw(device: Device, file: Path, model: Model = MODELS[2], devices: int = 64) -> None:
+    """Draw memory per device and bytes sent, by mode."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -296,39 +309,54 @@ def draw(device: Device, file: Path, devices: int = 64) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     known = modes(devices)
-    labels = [mode.replace("`", "").replace(", ", ",\n") for mode in known]
-    ink = ("#777777", "#BBBBBB", "#56B4E9", "#E69F00", "#D55E00")
-    groups = (("weights",), ("gradients", "buckets"), ("state",), ("gathered",), ("copies",))
-    names = ("weights", "gradients (DDP: and buckets)", "state of AdamW", "gathered weights", "SAM's exact copy of w")
-    bottoms = [0.0] * len(known)
-    for colour, group, name in zip(ink, groups, names, strict=True):
-        heights = []
-        for layout, precision in known.values():
-            bytes_held = held(SEVEN, layout, METHODS["sam"], precision)
-            heights.append(sum(bytes_held[key] for key in group) / GB)
-        left.barh(labels, heights, left=bottoms, color=colour, label=name, height=0.7)
-        bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]
-    left.axvline(device.memory, color="#222222", linestyle=(0, (4, 2)), linewidth=1)
-    left.set_title("GB held by a device, SAM (dashed: 80 GB)", loc="left", fontsize=10.5)
-    left.legend(fontsize=8, frameon=False, loc="lower right")
-    shown = {"plain, msam": "plain", f"looksam, every-k ({EVERY})": "every-k", "sam": "sam"}
-    ink = ("#777777", "#56B4E9", "#D55E00")
-    for number, (label, name) in enumerate(shown.items()):
-        heights = [sum(per_step(SEVEN, at, METHODS[name], p)[0].values()) / GB for at, p in known.values()]
-        places = [row + (number - 1) * 0.26 for row in range(len(known))]
-        bars = right.barh(places, heights, color=ink[number], label=label, height=0.24)
-        plain = [sum(per_step(SEVEN, at, METHODS["plain"], p)[0].values()) / GB for at, p in known.values()]
-        ratios = [f"×{height / base:.2f}" for height, base in zip(heights, plain, strict=True)]
-        right.bar_label(bars, ratios, fontsize=7, padding=2)
-    right.set_yticks(range(len(known)), labels)
-    right.set_title("GB sent by a device in a step, and times plain training", loc="left", fontsize=10.5)
-    right.legend(fontsize=8, frameon=False, loc="lower right")
+    draw_memory(left, device, model, {mode: at for mode, at in known.items() if "sync" not in mode})
+    draw_traffic(right, device, model, known)
     for axes in (left, right):
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.suptitle(f"7 B parameters on {devices} devices, on paper", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    title = f"{model.name} parameters on {devices} devices, on paper"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(file, format="png")
+
+
+def draw_memory(axes: Any, device: Device, model: Model, known: dict[str, tuple[Layout, Precision]]) -> None:
+    """Draw what a device holds under SAM; what leaves the picture is cut, and its size written."""
+    limit = 1.1 * device.memory
+    ends = [0.0] * len(known)
+    for label, (colour, parts) in HELD.items():
+        sizes = [held(model, layout, METHODS["sam"], precision) for layout, precision in known.values()]
+        widths = [sum(found[part] for part in parts) / GB for found in sizes]
+        axes.barh(range(len(known)), widths, left=ends, color=colour, label=label, height=0.7)
+        ends = [a + b for a, b in zip(ends, widths, strict=True)]
+    for row, end in enumerate(ends):
+        inside = end > limit
+        axes.text(min(end, limit) - inside, row, f" {amount(end)}", ha="right" if inside else "left", va="center",
+                  fontsize=8)  # fmt: skip
+    axes.axvline(device.memory, color="#222222", linestyle=(0, (4, 2)), linewidth=1)
+    axes.set_xlim(0, limit)
+    axes.set_yticks(range(len(known)), [mode.replace(", ", ",\n") for mode in known])
+    axes.set_title(f"GB held by a device under SAM (dashed: {device.memory:g} GB)", loc="left", fontsize=10.5)
+
+
+def draw_traffic(axes: Any, device: Device, model: Model, known: dict[str, tuple[Layout, Precision]]) -> None:
+    """Draw what a device sends in a step, pale where it stays inside the node."""
+    for number, (label, (colour, name)) in enumerate(SENT.items()):
+        places = [row + (number - 1) * 0.26 for row in range(len(known))]
+        whole, far, ratios = [], [], []
+        for layout, precision in known.values():
+            sizes = per_step(model, layout, name, precision)[0]
+            plain = sum(per_step(model, layout, "plain", precision)[0].values())
+            whole.append(sum(sizes.values()) / GB)
+            far.append(sum(size for axis, size in sizes.items() if layout.reach(axis) > NODE) / GB)
+            ratios.append(f"× {sum(sizes.values()) / plain:.2f}")
+        bars = axes.barh(places, whole, color=colour, height=0.24, alpha=0.35)
+        axes.barh(places, far, color=colour, height=0.24, label=label)
+        axes.bar_label(bars, ratios, fontsize=7, padding=2)
+    axes.set_yticks(range(len(known)), [mode.replace("`", "").replace(", ", ",\n") for mode in known])
+    title = "GB sent by a device in a step (pale: inside its node)\nand how many times that of plain training"
+    axes.set_title(title, loc="left", fontsize=10.5)
 
 
 def main() -> None:

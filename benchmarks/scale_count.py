@@ -86,7 +86,8 @@ class Setting:
         """Return what the page calls it."""
         layout = self.layout
         if layout.kind == "ddp":
-            text = f"DDP {layout.replicas}, sync_ascent={layout.sync}"
+            text = f"DDP {layout.replicas}" + ("" if layout.sync is True else f", sync_ascent={layout.sync}")
+            text += ", views" if layout.views else ""
         else:
             text = f"FSDP2 {layout.shards}" if layout.replicas == 1 else f"HSDP {layout.replicas} × {layout.shards}"
             text += f" × TP {layout.tensor}" if layout.tensor > 1 else ""
@@ -108,6 +109,7 @@ def settings(world: int) -> list[Setting]:
         return [
             *of(ddp(), every),
             *of(ddp(sync=False), "sam msam every-k"),
+            *of(ddp(views=True), "plain sam"),
             *of(ddp(), "plain sam", micro_batches=2),
             *of(ddp(sync=False), "sam", micro_batches=2),
             *of(fsdp, every),
@@ -122,6 +124,7 @@ def settings(world: int) -> list[Setting]:
         *of(ddp(sync=2), "sam every-k"),
         *of(fsdp, "plain sam msam"),
         *of(Layout("fsdp", replicas=2, shards=2), every),
+        *of(Layout("fsdp", replicas=2, shards=2), "plain sam", micro_batches=2),
         *of(Layout("fsdp", replicas=2, shards=2, reshard=False), "plain sam"),
         *of(Layout("fsdp", shards=2, tensor=2), "plain sam msam gsam looksam"),
     ]
@@ -211,7 +214,8 @@ def build(setting: Setting) -> tuple[nn.Module, dict[str, str]]:
     layout, model = setting.layout, Net()
     if layout.kind == "ddp":
         name = distributed.distributed_c10d._get_default_group().group_name
-        return nn.parallel.DistributedDataParallel(model, bucket_cap_mb=layout.cap / 2**20), {name: "replica"}
+        options: dict[str, Any] = {"bucket_cap_mb": layout.cap / 2**20, "gradient_as_bucket_view": layout.views}
+        return nn.parallel.DistributedDataParallel(model, **options), {name: "replica"}
     sizes = {"replica": layout.replicas, "shard": layout.shards, "tensor": layout.tensor}
     used = {axis: size for axis, size in sizes.items() if size > 1}
     mesh = mesh_of(tuple(used.items()))

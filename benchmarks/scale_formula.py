@@ -71,6 +71,7 @@ class Layout:
             by default.
         root_too: the option was also given to the root by name.
         sync: ``sync_ascent``.
+        views: gradients are views of the buckets of ``ddp`` (``gradient_as_bucket_view``).
         cap: bytes of a bucket of ``ddp``.
         first_cap: of its first bucket.
     """
@@ -82,6 +83,7 @@ class Layout:
     reshard: bool = True
     root_too: bool = False
     sync: bool | int = True
+    views: bool = False
     cap: int = 25 << 20
     first_cap: int = 1 << 20
 
@@ -89,6 +91,11 @@ class Layout:
     def axes(self) -> dict[str, int]:
         """Return the sizes of the groups that collectives run over."""
         return {"replica": self.replicas, "shard": self.shards, "tensor": self.tensor, "ascent": int(self.sync)}
+
+    def reach(self, axis: str) -> int:
+        """Return how many consecutive devices a group spans: tensor parallelism is innermost, replicas outermost."""
+        inside = {"replica": self.shards * self.tensor, "shard": self.tensor}
+        return self.axes[axis] * inside.get(axis, 1)
 
 
 @dataclass(frozen=True)
@@ -241,8 +248,8 @@ def summed(model: Model, layout: Layout, precision: Precision) -> Calls:
 def singles(model: Model, layout: Layout, norms: int, verdicts: int) -> Calls:
     """Return the reductions of single numbers, over every dimension that parameters are cut along.
 
-    A norm is reduced once for each way in which parameters are cut. A verdict is reduced once for each device mesh: that
-    of ``fully_shard`` alone, and that of parameters which tensor parallelism cuts too.
+    A norm is reduced once for each way in which parameters are cut. A verdict is reduced once for each device mesh:
+    that of ``fully_shard`` alone, and that of parameters which tensor parallelism cuts too.
     """
     found: Calls = Counter()
     if layout.kind == "ddp":
@@ -274,10 +281,9 @@ def traffic(
     for passes, norms, verdicts in zip(method.passes, method.norms, method.verdicts, strict=True):
         for key, times in backward.items():
             found[key] += times * passes * micro_batches
-        local = layout.kind == "ddp" and layout.sync is not True and method.mean_passes > 1
         for key, times in sums.items():
-            found[key] += times * (1 if local else passes)
-        if local and layout.sync > 1 and passes > 1:
+            found[key] += times * (passes if layout.sync is True else 1)
+        if layout.sync > 1 and passes > 1:
             found[("all-reduce", "ascent"), model.parameters * precision.weight] += 1
         found += singles(model, layout, norms, verdicts)
     return +found
@@ -297,31 +303,30 @@ def sent(calls: Calls, axes: dict[str, int]) -> dict[str, float]:
 # Memory
 
 
-def held(model: Model, layout: Layout, method: Method, precision: Precision, state: int = 2) -> dict[str, int]:
+def held(model: Model, layout: Layout, method: Method, precision: Precision) -> dict[str, int]:
     """Return the bytes that the device with the largest parts holds during the last pass of a step.
 
-    Activations, and what libraries allocate for themselves, are not in it.
+    The base optimizer is AdamW. Activations, gradients on their way to where they are kept, and what libraries allocate
+    for themselves are not in it.
 
     Args:
         model: its sizes.
         layout: of the devices.
         method: what is done.
         precision: of the numbers.
-        state: tensors of the weights' size in the base's state: 2 for AdamW, 1 for SGD with momentum.
     """
     block = tensor_cut(model.block, model.rows, layout.tensor)
     cut = layout.shards if layout.kind == "fsdp" else 1
     mine = (parts(model.root, cut) + model.blocks * parts(block, cut)) * precision.weight
-    found = {
+    return {
         "weights": mine,
         "gradients": mine,
-        "state": state * mine,
+        "state": 2 * mine,
         "copies": method.copies * mine,
         "kept": method.kept * mine,
-        "buckets": mine if layout.kind == "ddp" else 0,
+        "buckets": mine if layout.kind == "ddp" and not layout.views else 0,
         "gathered": gathered(model, layout, precision, blocks_at_once(model, layout)),
     }
-    return found
 
 
 def blocks_at_once(model: Model, layout: Layout) -> int:
