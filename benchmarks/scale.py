@@ -295,7 +295,7 @@ HELD = {
 }
 SENT = {
     "plain, msam": ("#777777", "plain"),
-    f"looksam, every-k ({EVERY})": ("#0072B2", "every-k"),
+    f"every-k, k = {EVERY}": ("#0072B2", "every-k"),
     "sam": ("#D55E00", "sam"),
 }
 
@@ -315,7 +315,7 @@ def draw(device: Device, file: Path, model: Model = MODELS[2], devices: int = 64
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.legend(fontsize=8, framealpha=1, edgecolor="none", loc="lower right")
     title = f"{model.name} parameters on {devices} devices, on paper"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(file, format="png")
