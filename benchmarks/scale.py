@@ -189,7 +189,8 @@ def memory_table(device: Device) -> str:
                 plain, sam = (total(model, known[mode][0], name, known[mode][1]) for name in ("plain", "sam"))
                 cells.append(f"{amount(plain)} → {amount(sam)}" + (" ✗" if sam > device.memory else ""))
             layout, precision = known["FSDP2"]
-            cells.append(amount(total(model, layout, "looksam", precision)))
+            most = total(model, layout, "looksam", precision)
+            cells.append(amount(most) + (" ✗" if most > device.memory else ""))
             rows.append([f"{model.name}, {devices}", *cells])
     return table(["parameters, devices", *shown, "FSDP2, `looksam`"], rows)
 
@@ -310,7 +311,7 @@ def draw(device: Device, file: Path, model: Model = MODELS[2], devices: int = 64
     left, right = figure.subplots(1, 2)
     known = modes(devices)
     draw_memory(left, device, model, {mode: at for mode, at in known.items() if "sync" not in mode})
-    draw_traffic(right, device, model, known)
+    draw_traffic(right, model, known)
     for axes in (left, right):
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
@@ -340,7 +341,7 @@ def draw_memory(axes: Any, device: Device, model: Model, known: dict[str, tuple[
     axes.set_title(f"GB held by a device under SAM (dashed: {device.memory:g} GB)", loc="left", fontsize=10.5)
 
 
-def draw_traffic(axes: Any, device: Device, model: Model, known: dict[str, tuple[Layout, Precision]]) -> None:
+def draw_traffic(axes: Any, model: Model, known: dict[str, tuple[Layout, Precision]]) -> None:
     """Draw what a device sends in a step, pale where it stays inside the node."""
     for number, (label, (colour, name)) in enumerate(SENT.items()):
         places = [row + (number - 1) * 0.26 for row in range(len(known))]
