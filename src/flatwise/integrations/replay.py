@@ -14,7 +14,8 @@ def find_sam(optimizer: Any) -> SAM | None:
     """Return the flatwise optimizer inside the wrappers of a framework.
 
     Args:
-        optimizer: what the framework calls its optimizer; wrappers have it as ``.optimizer`` or ``._optimizer``.
+        optimizer: what the framework calls its optimizer; wrappers have it as ``.optimizer``, ``._optimizer``
+            or ``._base_optimizer``.
 
     Returns:
         The optimizer; None where there is none inside.
@@ -23,7 +24,7 @@ def find_sam(optimizer: Any) -> SAM | None:
         if optimizer is None or isinstance(optimizer, SAM):
             return optimizer
         inside = vars(optimizer)
-        optimizer = inside.get("optimizer", inside.get("_optimizer"))
+        optimizer = next((inside[n] for n in ("optimizer", "_optimizer", "_base_optimizer") if n in inside), None)
     return None
 
 
@@ -48,6 +49,10 @@ class Replay:
         # A state of its own for each: a framework may draw random numbers between micro-batches.
         self._parts.append((run, RandomState(devices)))
 
+    def forget_last(self) -> None:
+        """Forget the latest micro-batch: it failed, and those before it have left their gradients."""
+        self._parts.pop()
+
     def clear(self) -> None:
         """Forget the micro-batches."""
         self._parts = []
@@ -63,11 +68,16 @@ class Replay:
 
         Returns:
             Whether a second pass was made.
+
+        Raises:
+            BaseException: what a micro-batch raised.
         """
         parts, self._parts = self._parts, []
         if not optimizer.perturb():
             return False
         try:
+            if optimizer._method.one_pass:
+                optimizer._guard.between()  # it would not have wanted the first pass, which has written to buffers
             for number, (run, random) in enumerate(parts):
                 if not optimizer._fresh_masks:
                     random.put()
