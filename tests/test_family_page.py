@@ -11,7 +11,7 @@ import flatwise
 ROOT = Path(__file__).parents[1]
 FAMILY = (ROOT / "docs" / "family.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
-CORE = sorted((ROOT / "src" / "flatwise").glob("*.py"))
+CORE = [path for folder in ("", "integrations") for path in sorted((ROOT / "src" / "flatwise" / folder).glob("*.py"))]
 
 
 def table_row(name: str) -> list[str]:

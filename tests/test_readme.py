@@ -25,6 +25,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
+# Frameworks that a page is about.
+NEEDS = {
+    "frameworks.md": ("timm", "skorch"),
+}
+
 # What the reader of a page is taken to have: a model, a loader and a loss.
 PRELUDE = """
 import torch
@@ -167,7 +172,10 @@ def links_of(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_block_of_the_page_works(path):
+def test_every_block_of_the_page_works(path, tmp_path, monkeypatch):
+    for framework in NEEDS.get(path.name, ()):
+        pytest.importorskip(framework)
+    monkeypatch.chdir(tmp_path)  # where a page writes files
     check_page(path.read_text(), str(path.relative_to(ROOT)))
 
 

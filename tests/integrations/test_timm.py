@@ -291,7 +291,7 @@ def test_options_go_to_whom_they_belong(names: Callable[..., list[str]]) -> None
     momentum = create_optimizer_v2(resnet(), "asam-sgd", lr=0.1, momentum=0.8)
     assert momentum.param_groups[0]["momentum"] == 0.8
     assert momentum.param_groups[0]["nesterov"] is True, "timm's defaults of sgd"
-    with pytest.raises(TypeError, match="'adaptiv' .did you mean 'adaptive'"):
+    with pytest.raises(TypeError, match="did you mean 'adaptive'"):
         create_optimizer_v2(resnet(), "asam-sgd", lr=0.1, adaptiv=True)
 
 
@@ -321,7 +321,7 @@ def test_a_lookahead_around_it(names: Callable[..., list[str]]) -> None:
 
 
 def test_an_optimizer_without_sam_is_named() -> None:
-    with pytest.raises(TypeError, match="found no flatwise.SAM"):
+    with pytest.raises(TypeError, match=r"found no flatwise\.SAM"):
         SAMNativeScaler(sgd(vit()), "cpu")
     optimizer, other = sam(resnet()), sam(resnet())
     scaler = SAMNativeScaler(optimizer, "cpu")
@@ -425,7 +425,7 @@ def test_other_methods_take_the_step_that_they_take_with_a_closure(name: str) ->
 def _rank(rank: int, accum: int) -> list[Tensor]:
     model = vit(torch.float64).eval()
     ddp = nn.parallel.DistributedDataParallel(model)
-    optimizer = flatwise.SAM(sgd(ddp), RHO)
+    optimizer = sam(model)  # as timm does: made before the model is wrapped
     scaler = SAMNativeScaler(optimizer, "cpu")
     sums = [0]
 

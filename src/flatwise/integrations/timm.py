@@ -19,7 +19,7 @@ from flatwise.optimizer import SAM
 from flatwise.variants import create, variant_info
 
 try:
-    from timm.optim import OptimInfo, get_optimizer_class, get_optimizer_info, list_optimizers
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
     from timm.optim._optim_factory import default_registry  # timm has no public name for it
     from timm.utils import NativeScaler, dispatch_clip_grad
 except ImportError as error:
@@ -79,19 +79,8 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
             self._replay.forget_last()  # nobody differentiated it
         if not self._sam._method.has_gradients():
             self._forget()  # left over from a step that was given up
-        read = _tensors_around(forward)
-
-        def again() -> None:
-            if any(value is not read.get(name) for name, value in _tensors_around(forward).items()):
-                raise RuntimeError(
-                    "the function given to forward() reads tensors from the loop around it, and they have changed "
-                    "since: pass them, loss_scaler.forward(_forward, input, target) with def _forward(input, target)"
-                )
-            loss = forward(*batch)
-            self._perturbed.append(loss.detach())
-            self._scaler.scale(loss).backward()
-
-        self._replay.add(self._sam, again)
+        around = _tensors_around(forward)
+        self._replay.add(self._sam, lambda: self._again(forward, batch, around))
         self._loss = None
         try:
             self._loss = forward(*batch)
@@ -128,12 +117,16 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
         if loss is not self._loss:
             raise RuntimeError(NOT_FORWARDED)
         if find_sam(optimizer) is not self._sam:
-            raise ValueError("this loss scaler was made for another optimizer: make one with SAMNativeScaler(optimizer)")
+            raise ValueError(
+                "this loss scaler was made for another optimizer: make one with SAMNativeScaler(optimizer)"
+            )
         if create_graph:
-            raise ValueError("create_graph=True keeps the graph at w + eps, where the weights no longer are: leave it out")
+            raise ValueError(
+                "create_graph=True keeps the graph at w + eps, where the weights no longer are: leave it out"
+            )
         self._loss = None
         self._clean.append(loss.detach())
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if not need_update:
             return
         moved = self._replay.second_pass(self._sam, self._sam._method.ranks.apart)
@@ -147,6 +140,17 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
             dispatch_clip_grad(params, clip_grad, mode=clip_mode)
         self._scaler.step(optimizer)
         self._scaler.update()
+
+    def _again(self, forward: Callable[..., Tensor], batch: tuple[Any, ...], around: dict[str, Tensor]) -> None:
+        """Forward and backward of a micro-batch, at w + eps."""
+        if any(value is not around.get(name) for name, value in _tensors_around(forward).items()):
+            raise RuntimeError(
+                "the function given to forward() reads tensors from the loop around it, and they have changed "
+                "since: pass them, loss_scaler.forward(_forward, input, target) with def _forward(input, target)"
+            )
+        loss = forward(*batch)
+        self._perturbed.append(loss.detach())
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def _forget(self) -> None:
         self._replay.clear()
@@ -178,7 +182,9 @@ def register(method: str = "sam", **options: Any) -> list[str]:
         ValueError: if there is no such method, or it is no wrapper of an optimizer.
     """
     if variant_info(method).own is not None:
-        raise ValueError(f"{method!r} is an optimizer of its own, and wraps none of timm's: make it with flatwise.create()")
+        raise ValueError(
+            f"{method!r} is an optimizer of its own, and wraps none of timm's: make it with flatwise.create()"
+        )
     names = []
     for base in list_optimizers():
         info = get_optimizer_info(base)
@@ -188,7 +194,9 @@ def register(method: str = "sam", **options: Any) -> list[str]:
         summary = f"{method} (flatwise) around {base}"
         # timm logs a warning where a name is taken; the latest options count.
         default_registry._optimizers.pop(name, None)
-        default_registry.register(replace(info, name=name, opt_class=_Wrapped(method, base, options), description=summary))
+        default_registry.register(
+            replace(info, name=name, opt_class=_Wrapped(method, base, options), description=summary)
+        )
         names.append(name)
     return names
 
