@@ -31,6 +31,7 @@ from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
 from flatwise.construct import check_fit, check_sync, checked_radius, make_base
 from flatwise.descent import Descent, Late, PerturbedGradient
+from flatwise.eager import eagerly
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
@@ -317,6 +318,7 @@ class SAM(Optimizer):
     @overload
     def step(self, closure: Callable[[Any], Any], batch: Any) -> Tensor: ...
 
+    @eagerly
     def step(self, closure: Any = None, batch: Any = _NO_BATCH, *, each: bool = False) -> Any:
         """Take one step.
 
@@ -422,6 +424,7 @@ class SAM(Optimizer):
         self._restore(finish=False)
         self._armed = False
 
+    @eagerly
     def _restore(self, *, finish: bool, last: bool = False) -> None:
         """Bring the weights back. ``last`` says that nobody else unscales the gradients."""
         look, self._armed = self._look, True
@@ -455,6 +458,7 @@ class SAM(Optimizer):
 
     # The steps behind them
 
+    @eagerly
     def _open(self, name: str, *, always: bool) -> bool:
         """Begin a second pass that happens outside flatwise."""
         if self._look is not None:
