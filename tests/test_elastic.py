@@ -1,4 +1,4 @@
-"""A worker that is killed in a second pass: torchrun starts again, and the result is that of a run without the accident."""
+"""A worker that is killed in a second pass: torchrun starts again, and nothing of the result differs."""
 
 from __future__ import annotations
 

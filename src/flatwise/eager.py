@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 REASON = """flatwise runs its step without torch.compile, around the closure too. Compile what the closure calls, and \
 call the step outside: torch.compile(model), or torch.compile(loss_fn)"""
 
 
-def eagerly(method: Callable[P, R]) -> Callable[P, R]:
+def eagerly(method: Method) -> Method:
     """Let ``torch.compile`` leave a method alone.
 
     Args:
@@ -26,13 +26,12 @@ def eagerly(method: Callable[P, R]) -> Callable[P, R]:
     Returns:
         The method; under ``fullgraph=True`` the error says what to compile instead.
     """
+    disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(method)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        disabled = getattr(method, "_disabled", None)
-        if disabled is None:  # not before: it imports the compiler
-            disabled = torch.compiler.disable(method, reason=REASON)
-            method._disabled = disabled  # type: ignore[attr-defined]
-        return disabled(*args, **kwargs)  # type: ignore[no-any-return]
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        if not disabled:  # not before: it imports the compiler
+            disabled.append(torch.compiler.disable(method, reason=REASON))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
 
-    return inner
+    return cast(Method, inner)
