@@ -27,7 +27,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 # Frameworks that a page is about; it is read where they are installed.
-NEEDS = {"huggingface.md": ("transformers", "accelerate"), "lightning.md": ("lightning",)}
+NEEDS = {
+    "frameworks.md": ("timm", "skorch"),
+    "huggingface.md": ("transformers", "accelerate"),
+    "lightning.md": ("lightning",),
+}
 
 # What the reader of a page is taken to have: a model, a loader and a loss.
 PRELUDE = """

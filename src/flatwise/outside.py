@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from flatwise.eager import eagerly
 from flatwise.look import Look
 from flatwise.norms import all_finite
 from flatwise.stepping import Stepping
@@ -92,6 +93,7 @@ class Outside(Stepping):
         self._restore(finish=False)
         self._armed = False
 
+    @eagerly
     def _restore(self, *, finish: bool, last: bool = False) -> None:
         """Bring the weights back. ``last`` says that nobody else unscales the gradients."""
         look, self._armed = self._look, True
@@ -126,6 +128,7 @@ class Outside(Stepping):
             finite = torch.as_tensor(all_finite([difference for _, difference in self._late]))
             spoil_unless(finite, [p.grad for p in params if p.grad is not None])
 
+    @eagerly
     def _open(self, name: str, *, always: bool) -> bool:
         """Begin a second pass that happens outside flatwise."""
         if "base_optimizer" not in vars(self):

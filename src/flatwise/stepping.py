@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flatwise.accumulate import joined
 from flatwise.construct import check_fit, checked_radius
+from flatwise.eager import eagerly
 from flatwise.functional import OutputGradients
 from flatwise.look import Look
 from flatwise.memory import STEP
@@ -34,6 +35,7 @@ class Stepping(Saving):
     @overload
     def step(self, closure: Callable[[Any], Any], batch: Any) -> Tensor: ...
 
+    @eagerly
     def step(self, closure: Any = None, batch: Any = _NO_BATCH, *, each: bool = False) -> Any:
         """Take one step.
 

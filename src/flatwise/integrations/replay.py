@@ -14,14 +14,15 @@ def find_sam(optimizer: Any) -> SAM | None:
     """Return the flatwise optimizer inside the wrappers of a framework.
 
     Args:
-        optimizer: what the framework calls its optimizer; wrappers have it as ``.optimizer`` or ``._optimizer``.
+        optimizer: what the framework calls its optimizer; wrappers have it as ``.optimizer``, ``._optimizer``
+            or ``._base_optimizer``.
 
     Returns:
         The optimizer; None where there is none inside.
     """
     for _ in range(8):  # no framework wraps that often
         inside = vars(optimizer) if optimizer is not None else {}
-        within = inside.get("optimizer", inside.get("_optimizer"))
+        within = next((inside[n] for n in ("optimizer", "_optimizer", "_base_optimizer") if n in inside), None)
         if within is None:  # asked first: Lightning's wrappers claim to be of the class that they wrap
             return optimizer if isinstance(optimizer, SAM) else None
         optimizer = within
