@@ -31,7 +31,7 @@ from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
 from flatwise.construct import check_fit, check_sync, checked_radius, make_base
 from flatwise.descent import Descent, Late, PerturbedGradient
-from flatwise.eager import eagerly
+from flatwise.eager import eagerly, prepare
 from flatwise.functional import OutputGradients
 from flatwise.guards import PassGuard
 from flatwise.look import Look, Method
@@ -194,6 +194,7 @@ class SAM(Optimizer):
 
     def _wire(self, radius: float, model: Module | None = None) -> None:
         """Set up what is not saved: hooks and the guard."""
+        prepare()
         self._default_rho = radius
         self._wired = True
         self._fixed: list[bool] = getattr(self, "_fixed", [])
