@@ -17,8 +17,11 @@ REASON = """flatwise runs its step without torch.compile, around the closure too
 call the step outside: torch.compile(model), or torch.compile(loss_fn)"""
 
 
+_WAITING: list[Callable[[], None]] = []
+
+
 def eagerly(method: Method) -> Method:
-    """Let ``torch.compile`` leave a method alone.
+    """Let ``torch.compile`` leave a method alone, from :func:`prepare` on.
 
     Args:
         method: what moves weights.
@@ -26,12 +29,21 @@ def eagerly(method: Method) -> Method:
     Returns:
         The method; under ``fullgraph=True`` the error says what to compile instead.
     """
-    disabled: list[Callable[..., Any]] = []
+    alone: list[Callable[..., Any]] = [method]
+
+    def disable() -> None:
+        alone[0] = torch.compiler.disable(method, reason=REASON)  # type: ignore[no-untyped-call]
+
+    _WAITING.append(disable)
 
     @functools.wraps(method)
     def inner(*args: Any, **kwargs: Any) -> Any:
-        if not disabled:  # not before: it imports the compiler
-            disabled.append(torch.compiler.disable(method, reason=REASON))  # type: ignore[no-untyped-call]
-        return disabled[0](*args, **kwargs)
+        return alone[0](*args, **kwargs)
 
     return cast(Method, inner)
+
+
+def prepare() -> None:
+    """Do what imports the compiler: not when flatwise is imported, and before anything of it can be traced."""
+    while _WAITING:
+        _WAITING.pop()()

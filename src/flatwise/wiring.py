@@ -13,6 +13,7 @@ from flatwise.ascent import GradientAscent
 from flatwise.batching import Batching
 from flatwise.construct import checked_radius
 from flatwise.descent import Descent, Late
+from flatwise.eager import prepare
 from flatwise.guards import PassGuard
 from flatwise.joint import Joint
 from flatwise.look import Look, Method
@@ -59,6 +60,7 @@ class Wired(Optimizer):
 
     def _wire(self, radius: float, model: Module | None = None) -> None:
         """Set up what is not saved: hooks and the guard."""
+        prepare()
         self._default_rho = radius
         self._wired = True
         self._fixed: list[bool] = getattr(self, "_fixed", [])
