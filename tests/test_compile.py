@@ -147,6 +147,8 @@ def state(model: nn.Module, opt: Any) -> list[Tensor]:
     return [*model.parameters(), *model.buffers(), *(s["momentum_buffer"] for s in opt.state.values())]
 
 
+@pytest.mark.supports("torch.compile", "no recompiles")
+@pytest.mark.supports("torch.compile", "equal to the run without it")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("form", FORMS)
@@ -217,6 +219,7 @@ def test_a_compiled_step_method_is_the_method() -> None:
     assert counter.frame_count == 0
 
 
+@pytest.mark.supports("torch.compile", "misuse is refused by name")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_in_one_graph_is_refused_with_the_right_call(form: str) -> None:
     model = Net()
@@ -261,6 +264,7 @@ def test_the_compiler_is_imported_late_and_in_time_for_the_first_call() -> None:
 # Addresses: what a CUDA graph has recorded must be there in the next step
 
 
+@pytest.mark.supports("torch.compile", "addresses stay")
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", flatwise.list_variants())
 def test_weights_buffers_and_state_keep_their_addresses(name: str, base: str) -> None:

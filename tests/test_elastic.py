@@ -25,6 +25,7 @@ def result(script: str | Path, folder: Path, restarts: int = 3) -> tuple[str, li
     return done.stdout, [*final["model"].values(), *moments]
 
 
+@pytest.mark.supports("DDP", "killed workers are restarted")
 def test_workers_that_are_killed_in_a_second_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     printed, whole = result(deadly.example().__file__, tmp_path / "whole")

@@ -187,7 +187,7 @@ MUTATIONS = {
         "faults/test_faults.py",
     ),
     "counted before the passes": (
-        "optimizer.py",
+        "stepping.py",
         "        run = self._new_run(record, active)\n        if",
         "        self._count()\n        run = self._new_run(record, active)\n        if",
         "faults/test_faults.py",
@@ -199,7 +199,7 @@ MUTATIONS = {
         "faults/test_faults.py",
     ),
     "an overflow in a late part not seen by the scaler": (
-        "optimizer.py",
+        "outside.py",
         "        if self._scaling.on and self._late:",
         "        if False and self._late:",
         "test_scaling.py",

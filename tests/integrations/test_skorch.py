@@ -102,6 +102,8 @@ def by_hand(clip: float | None) -> tuple[nn.Module, list[float]]:
     return model, means
 
 
+@pytest.mark.supports("skorch", "equal to hand-written SAM")
+@pytest.mark.supports("skorch", "clipping of the last gradient")
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_it_is_sam_written_by_hand(clip: float | None) -> None:
     clips = [callbacks.GradientNormClipping(clip)] if clip else []
@@ -128,6 +130,7 @@ class Watches(callbacks.Callback):  # type: ignore[misc]
         self.batches += training
 
 
+@pytest.mark.supports("skorch", "logged loss is the clean one, metrics count once")
 def test_a_callback_sees_the_last_gradient_once_a_step() -> None:
     watches = Watches()
     model = fit(net(callbacks=[("watches", watches)], optimizer__momentum=0.0, max_epochs=1, batch_size=24))
@@ -155,6 +158,7 @@ def scores() -> list[Any]:
     return [("kept", kept), ("batch", batch)]
 
 
+@pytest.mark.supports("skorch", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize("split", [None, 3])
 def test_without_a_radius_it_is_the_plain_net(split: int | None) -> None:
     cut = None if split is None else skorch.dataset.ValidSplit(split)
@@ -213,6 +217,7 @@ def test_a_scheduler_drives_it() -> None:
     assert same(state(ours), state(theirs))
 
 
+@pytest.mark.supports("skorch", "resume, bit for bit")
 def test_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     model = fit(net())
     files = {f"f_{name}": str(tmp_path / name) for name in ("params", "optimizer")}
@@ -244,12 +249,14 @@ def test_a_method_that_computes_gradients_of_its_own(tmp_path: Path) -> None:
     assert same(state(model), state(again))
 
 
+@pytest.mark.supports("skorch", "misuse is refused by name")
 def test_an_optimizer_without_sam_is_named() -> None:
     model = net(sam=False)
     with pytest.raises(TypeError, match=r"the optimizer is no flatwise\.SAM"):
         fit(model)
 
 
+@pytest.mark.supports("skorch", "an exception in either pass leaves w")
 def test_an_error_in_the_second_pass_leaves_the_weights_at_w() -> None:
     class Fails(SAMNetClassifier):  # type: ignore[misc, valid-type]
         calls = 0

@@ -147,6 +147,9 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 CLIPS = {"no clip": None, "norm": (0.05, "norm"), "value": (0.01, "value"), "agc": (0.02, "agc")}
 
 
+@pytest.mark.supports("timm", "equal to hand-written SAM")
+@pytest.mark.supports("timm", "gradient accumulation")
+@pytest.mark.supports("timm", "clipping of the last gradient")
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
 @pytest.mark.parametrize("accum", [1, 3])
 @pytest.mark.parametrize("kind", MODELS)
@@ -165,6 +168,7 @@ def test_it_is_sam_written_by_hand(kind: str, accum: int, clip: tuple[float, str
     assert optimizer.last.sharpness > 0
 
 
+@pytest.mark.supports("timm", "rho = 0 is the plain run, bit for bit")
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
 @pytest.mark.parametrize("accum", [1, 3])
 @pytest.mark.parametrize("kind", MODELS)
@@ -178,6 +182,7 @@ def test_without_a_radius_it_is_timms_own_loop(kind: str, accum: int, clip: tupl
     assert torch.equal(stream, torch.get_rng_state())
 
 
+@pytest.mark.supports("timm", "fp16 overflow in either pass")
 @pytest.mark.parametrize("accum", [1, 2])
 @pytest.mark.parametrize("clip", [None, (0.05, "norm")], ids=["no clip", "norm"])
 @pytest.mark.parametrize("passes", ["first", "second"])
@@ -205,6 +210,7 @@ def test_an_overflow_in_either_pass_backs_off_once(factor: float, passes: str, c
     assert scaler._scaler.get_scale() == SCALE / 2
 
 
+@pytest.mark.supports("timm", "resume, bit for bit")
 @pytest.mark.parametrize("kind", MODELS)
 def test_it_resumes_bit_for_bit(kind: str) -> None:
     scheduler = timm.scheduler.CosineLRScheduler if hasattr(timm, "scheduler") else None
@@ -320,6 +326,7 @@ def test_a_lookahead_around_it(names: Callable[..., list[str]]) -> None:
 # What goes wrong
 
 
+@pytest.mark.supports("timm", "misuse is refused by name")
 def test_an_optimizer_without_sam_is_named() -> None:
     with pytest.raises(TypeError, match=r"found no flatwise\.SAM"):
         SAMNativeScaler(sgd(vit()), "cpu")
@@ -386,6 +393,7 @@ def test_what_a_loop_gave_up_is_not_replayed() -> None:
     assert same(state(model, optimizer), state(other, clean))
 
 
+@pytest.mark.supports("timm", "an exception in either pass leaves w")
 @pytest.mark.parametrize("accum", [1, 2])
 def test_an_error_in_the_second_pass_leaves_the_weights_at_w(accum: int) -> None:
     model = resnet()
@@ -453,6 +461,7 @@ def _rank(rank: int, accum: int) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
+@pytest.mark.supports("timm", "two processes")
 @pytest.mark.slow
 @pytest.mark.parametrize("accum", [1, 2])
 def test_two_processes_step_as_one(accum: int, tmp_path: Path) -> None:
