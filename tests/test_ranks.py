@@ -317,3 +317,27 @@ def test_replicas_are_compared_bit_for_bit(tmp_path: Path) -> None:
     for texts in on_ranks(replicas, tmp_path):
         assert texts[0] == texts[2] == "equal"
         assert all("differ between ranks, in tensor 0 of" in texts[i] for i in (1, 3))
+
+
+def without_a_radius(rank: int, sync: Any) -> list[list[Tensor]]:
+    results = []
+    for wrapped in (True, False):
+        ddp = DistributedDataParallel(Net())
+        base = torch.optim.AdamW(ddp.parameters(), lr=0.05)
+        opt = flatwise.SAM(base, 0.0, model=ddp, sync_ascent=sync) if wrapped else None
+        for batch in batches(5):
+            if opt is not None:
+                opt.step(lambda b, ddp=ddp: loss_of(ddp, b), mine(rank, batch))
+                continue
+            base.zero_grad()
+            loss_of(ddp, mine(rank, batch)).backward()
+            base.step()
+        results.append([weights(ddp), *(b.clone() for b in ddp.buffers())])
+    return results
+
+
+@pytest.mark.supports("DDP", "rho = 0 is the plain run, bit for bit")
+@pytest.mark.parametrize("sync", [True, False])
+def test_radius_zero_is_the_plain_run_on_every_rank(sync: bool, tmp_path: Path) -> None:
+    for wrapped, plain in on_ranks(without_a_radius, tmp_path, sync):
+        assert all(map(torch.equal, wrapped, plain))

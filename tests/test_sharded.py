@@ -537,3 +537,27 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     wanted += ["make the optimizer after it", "did not clear the gradients"]
     for texts in on_ranks(mistakes, tmp_path):
         assert all(part in text for part, text in zip(wanted, texts, strict=True)), texts
+
+
+def without_a_radius(rank: int) -> list[Tensor]:
+    mesh, results = mesh_of(2), []
+    for wrapped in (True, False):
+        model = cut(mesh)
+        base = torch.optim.AdamW(model.parameters(), lr=0.05)
+        opt = flatwise.SAM(base, 0.0) if wrapped else None
+        for batch in batches():
+            own = mine(batch, rank, 2)
+            if opt is not None:
+                step(opt, model, own)
+                continue
+            base.zero_grad()
+            loss_of(model, own).backward()
+            base.step()
+        results.append(whole(model))
+    return results
+
+
+@pytest.mark.supports("FSDP2", "rho = 0 is the plain run, bit for bit")
+def test_radius_zero_is_the_plain_run(tmp_path: Path) -> None:
+    for wrapped, plain in on_ranks(without_a_radius, tmp_path):
+        assert torch.equal(wrapped, plain)

@@ -90,7 +90,7 @@ def _table(cells: Cells) -> list[str]:
 
 
 def _named(found: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return ", ".join(f"{name} {found[name]}" for name in (*PACKAGES, "python") if name in found)
 
 
 def render(record: dict[str, Any]) -> str:
