@@ -164,6 +164,8 @@ def test_a_compiled_model_trains_as_it_does_without(form: str, compiled: str, ba
     assert opt.last.active
     torch._dynamo.reset()
     train(sgd(plain), plainly, COMPILED[compiled](plain, fewest))
+    if not fewest.frame_count:
+        pytest.skip("this torch does not compile a Sequential by itself")
     # Where the first pass is the user's own, a hook notes the random state, which breaks a function in two.
     breaks = compiled == "function" and form in ("by_two_calls", "by_framework")
     assert 0 < counter.frame_count == fewest.frame_count + breaks, "as many graphs as plain training"

@@ -28,7 +28,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 # Frameworks that a page is about; it is read where they are installed.
 NEEDS = {
-    "frameworks.md": ("timm", "skorch"),
+    "frameworks.md": ("timm", "skorch", "peft"),
     "huggingface.md": ("transformers", "accelerate"),
     "lightning.md": ("lightning",),
 }

@@ -351,6 +351,9 @@ def test_an_infinity_in_one_part_is_seen_by_all(tmp_path: Path) -> None:
         assert seen[:2] == [True, "non-finite update"]
 
 
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10)
+
+
 def counts(rank: int) -> dict[str, dict[str, int]]:
     from torch.distributed.tensor.debug import CommDebugMode
 
@@ -378,6 +381,7 @@ def counts(rank: int) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.supports("FSDP2", "collectives counted")
+@pytest.mark.skipif(OLD, reason="CommDebugMode of torch 2.9 cannot follow two forward passes")
 def test_collectives_of_a_step_are_counted(tmp_path: Path) -> None:
     """A second pass costs what a pass costs; beyond that, single numbers are reduced."""
     found, _ = on_ranks(counts, tmp_path)

@@ -106,11 +106,11 @@ def _variants(words: list[str]) -> int:
     if len(names) < len(words):
         raise LabError(f"flatwise variants takes names of methods, not {words[0]!r}")
     for name in names:
-        if name not in list_variants():
-            raise UnknownNameError("method", name, list_variants())
+        if name not in list_variants(adapters=True):
+            raise UnknownNameError("method", name, list_variants(adapters=True))
     console = console_for(sys.stdout)
     if not names:
-        print_variants([variant_info(name) for name in list_variants()], console)
+        print_variants([variant_info(name) for name in list_variants(adapters=True)], console)
     for name in names:
         print_variant(variant_info(name), console)
     return 0

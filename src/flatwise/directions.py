@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from flatwise.memory import Memory
@@ -45,6 +46,10 @@ class Direction:
 
     def check_base(self, base: Optimizer) -> None:
         """Raise a ValueError if the direction does not fit a base optimizer."""
+
+    def bound(self, model: Module | None) -> Direction:
+        """Return the direction with what it needs of the model; raise a ValueError where that is not there."""
+        return self
 
     def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:
         """Replace the gradients in the pieces by the direction.

@@ -16,6 +16,7 @@ This file is the constructor. ``wiring`` ties the optimizer to its base, ``savin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, overload
 
 from torch.nn import Module
@@ -152,6 +153,8 @@ class SAM(Outside):
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0, or None for no clipping, got {max_grad_norm!r}")
         self._fresh_masks, self._max_grad_norm, self._sync_ascent = fresh_masks, max_grad_norm, sync_ascent
+        if self._ascent.direction is not (bound := self._ascent.direction.bound(model)):
+            self._ascent = replace(self._ascent, direction=bound)
         self._selection, self._memory = select(self._ascent, model), Memory()
         base = make_base(params_or_base, base_optimizer, arguments)
         check_sharded((p for g in base.param_groups for p in g["params"]), self._ascent, self._descent, sync_ascent)

@@ -25,6 +25,7 @@ from flatwise.directions import (
     PreviousGradient,
 )
 from flatwise.functional import FunctionalGradient
+from flatwise.lora import MergedNoise
 from flatwise.mixing import GradientNormPenalty, Renormalised, ReusedPart, SurrogateGap, WeightedSharpness
 from flatwise.optimizer import SAM
 from flatwise.schedule import AdaptiveSchedule, Schedule
@@ -52,6 +53,7 @@ class Variant:
         descent: what is stepped with.
         schedule: when.
         own: an optimizer of its own, instead of the four.
+        adapters: whether it is for models with adapters (LoRA) only.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Variant:
     descent: type[Descent] = PerturbedGradient
     schedule: type[Schedule] = Schedule
     own: type[BSAM] | None = None
+    adapters: bool = False
 
 
 def _options(**options: Any) -> Mapping[str, Any]:
@@ -104,6 +107,9 @@ _ROWS = (
     Variant("random", "Gaussian noise, scaled by the norm of each filter", ("ascent",), 0.002, (0.0005, 0.05), "1",
             "Bisla, Wang, Choromanska, AISTATS 2022", "fair: weaker than SAM in two ablations",
             _options(normalised=False), direction=Noise),
+    Variant("flat-lora", "noise on the frozen weights below LoRA adapters", ("ascent",), 0.05, (0.01, 0.3), "1",
+            "Li et al., ICML 2025 (arXiv 2409.14396)", "fair: one group, language and vision models",
+            _options(normalised=False), ("model",), direction=MergedNoise, adapters=True),
     Variant("vasso", "up a running average of gradients", ("ascent",), 0.2, _WIDE, "2",
             "Li and Giannakis, NeurIPS 2023", "weak: one group, small gains", memory="1", direction=AveragedGradient),
     Variant("fsam", "up the gradient minus its running average", ("ascent",), 0.2, _WIDE, "2",
@@ -160,13 +166,16 @@ _ROWS = (
 _VARIANTS = {row.name: row for row in _ROWS}
 
 
-def list_variants() -> list[str]:
+def list_variants(*, adapters: bool = False) -> list[str]:
     """Return the names of all methods.
+
+    Args:
+        adapters: also those for models with adapters (LoRA).
 
     Returns:
         Names that :func:`create` takes.
     """
-    return list(_VARIANTS)
+    return [name for name, row in _VARIANTS.items() if adapters or not row.adapters]
 
 
 def variant_info(name: str) -> Variant:

@@ -205,7 +205,7 @@ class Displacement:
         if whole:
             params = [piece.param for piece in whole]
             grads = [piece.grad for piece in whole]
-            copies = self._keep(params)
+            copies = self._keep(params, [piece.owner if piece.over is not None else None for piece in whole])
             # `alpha` would be rounded to the dtype of the weights, which ruins a small factor in half precision.
             if isinstance(factor, float) and COARSE.isdisjoint({param.dtype for param in params}):
                 torch._foreach_add_(params, grads, alpha=factor)
@@ -246,9 +246,9 @@ class Displacement:
             self._log[-1].undo()
             self._log.pop()
 
-    def _keep(self, params: list[Tensor]) -> list[Tensor]:
+    def _keep(self, params: list[Tensor], cut: Sequence[Tensor | None] = ()) -> list[Tensor]:
         copies = list(torch._foreach_clone(params)) if hasattr(torch, "_foreach_clone") else [p.clone() for p in params]
-        self._log.append(_Whole(params, copies))
+        self._log.append(_Whole(params, copies, cut))
         return copies
 
     def _move_coarse(
@@ -283,12 +283,17 @@ class Displacement:
 
 @dataclass
 class _Whole:
-    """Copies of whole parameters."""
+    """Copies of whole parameters, or of the parts that are here of those that are ``cut``."""
 
     params: list[Tensor]
     copies: list[Tensor]
+    cut: Sequence[Tensor | None] = ()
 
     def undo(self) -> None:
+        for index, owner in enumerate(self.cut):
+            if owner is not None:  # fully_shard may move a part to other memory in its first forward pass (torch 2.9)
+                here = local(owner.detach())
+                self.params[index] = torch.view_as_real(here) if here.is_complex() else here
         torch._foreach_copy_(self.params, self.copies)
 
     def moved(self) -> list[tuple[Tensor, Tensor]]:
