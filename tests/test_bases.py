@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -10,6 +12,7 @@ from tests.core_cases import X, Y, assert_same, closure_of, mlp, snapshot
 from torch import nn, optim
 from torch.nn import functional as F
 
+import flatwise
 from flatwise import SAM
 
 ROWS = {
@@ -190,3 +193,29 @@ def test_the_base_steps_once_a_step(name):
         assert len(calls) == step + 1
     if "adamw" in name:
         assert {float(s["step"]) for s in base.state.values()} == {3.0}
+
+
+class Bare(torch.optim.Optimizer):
+    """A wrapper as timm's Lookahead: it leaves out torch's constructor, so its hooks are there and never called."""
+
+    def __init__(self, inner):
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        self.inner, self.defaults = inner, inner.defaults
+        self.param_groups, self.state = inner.param_groups, inner.state
+
+    def step(self, closure=None):
+        self.inner.step()
+
+
+def test_a_base_whose_hooks_are_never_called():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opts = [
+        flatwise.create("stale", base, rho=0.1)
+        for base in (Bare(torch.optim.SGD([params[0]], lr=0.1)), torch.optim.SGD([params[1]], lr=0.1))
+    ]
+    for factor in (1.0, 1.0, math.nan, 1.0):
+        for param, opt in zip(params, opts, strict=True):
+            opt.step(lambda w, factor=factor: w.pow(3).sum() * factor, param)
+    assert torch.equal(*params)
+    assert params[0].isfinite().all()
+    assert opts[0].last.updated

@@ -77,7 +77,7 @@ class Stepping(Saving):
                 raise RuntimeError(NO_CLOSURE)
             self._promise_memory()
         self._armed = False
-        self.base_optimizer.step()
+        self._step_base()
 
     def _step_of_trainer(self, closure: Closure) -> Any:
         """Run the closure once: flatwise's callback makes both passes in it."""
@@ -120,7 +120,7 @@ class Stepping(Saving):
         else:
             loss = run.whole(self._joined(closure) if isinstance(closure, list | tuple) else closure)
         self._late = run.late
-        self.base_optimizer.step()
+        self._step_base()
         self._count()
         return loss
 

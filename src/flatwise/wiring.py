@@ -177,6 +177,17 @@ class Wired(Optimizer):
         self.base_optimizer.zero_grad(set_to_none)
         self._guard.forget_start()
 
+    def _step_base(self) -> None:
+        """Let the base step, with what flatwise does before and after it."""
+        base = self.base_optimizer
+        if getattr(type(base).step, "hooked", False):
+            base.step()
+            return
+        # A wrapper that leaves out torch's constructor (Lookahead of timm) has hooks that nobody calls.
+        self._before_base_step()
+        base.step()
+        self._after_base_step()
+
     def _refuse_while_perturbed(self, *_: Any) -> None:
         if self._look is not None:
             raise RuntimeError(
