@@ -341,3 +341,43 @@ def without_a_radius(rank: int, sync: Any) -> list[list[Tensor]]:
 def test_radius_zero_is_the_plain_run_on_every_rank(sync: bool, tmp_path: Path) -> None:
     for wrapped, plain in on_ranks(without_a_radius, tmp_path, sync):
         assert all(map(torch.equal, wrapped, plain))
+
+
+def of_my_own(rank: int) -> Tensor:
+    ddp = DistributedDataParallel(Net(norm=False))
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=False)
+    for batch in batches(STEPS):
+        opt.step(lambda b: loss_of(ddp, b), mine(rank, batch))
+    return weights(ddp)
+
+
+def test_parts_of_a_batch_on_one_device_are_as_many_ranks(tmp_path: Path) -> None:
+    model = Net(norm=False)
+    opt = flatwise.SAM(torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), RHO, micro_batch_size=6)
+    for batch in batches(STEPS):
+        opt.step(lambda b: loss_of(model, b), batch)
+    for result in on_ranks(of_my_own, tmp_path):
+        assert torch.allclose(result, weights(model), rtol=0, atol=1e-12)
+
+
+def quietly(rank: int) -> bool:
+    """Whole parameters and one perturbation for all: whatever is summed, the wrapper sums."""
+    ddp = DistributedDataParallel(Net())
+    opt = flatwise.SAM(torch.optim.SGD(ddp.parameters(), lr=0.05), RHO, model=ddp, max_grad_norm=1.0)
+    kept = {name: getattr(torch.distributed, name) for name in ("all_reduce", "all_gather", "broadcast", "reduce")}
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a collective")
+
+    for name in kept:
+        setattr(torch.distributed, name, refuse)
+    for batch in batches(2):
+        opt.step(lambda b: loss_of(ddp, b), mine(rank, batch))
+    for name, function in kept.items():
+        setattr(torch.distributed, name, function)
+    return opt.last.active
+
+
+def test_nothing_is_reduced_where_parameters_are_whole(tmp_path: Path) -> None:
+    assert on_ranks(quietly, tmp_path) == [True, True]

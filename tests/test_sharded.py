@@ -565,3 +565,22 @@ def without_a_radius(rank: int) -> list[Tensor]:
 def test_radius_zero_is_the_plain_run(tmp_path: Path) -> None:
     for wrapped, plain in on_ranks(without_a_radius, tmp_path):
         assert torch.equal(wrapped, plain)
+
+
+def scheduled(rank: int) -> list[Any]:
+    model = cut(mesh_of(2))
+    base = torch.optim.AdamW(model.parameters(), lr=0.05)
+    opt = flatwise.SAM(base, 0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    rates = []
+    for batch in batches(3):
+        step(opt, model, mine(batch, rank, 2))
+        schedule.step()
+        rates.append(base.param_groups[0]["lr"])
+    return [rates, all(a is b for a, b in zip(opt.param_groups, base.param_groups, strict=True))]
+
+
+def test_a_scheduler_reaches_the_base(tmp_path: Path) -> None:
+    for rates, same in on_ranks(scheduled, tmp_path):
+        assert rates == [0.025, 0.0125, 0.00625]
+        assert same
