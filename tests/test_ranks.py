@@ -381,3 +381,119 @@ def quietly(rank: int) -> bool:
 
 def test_nothing_is_reduced_where_parameters_are_whole(tmp_path: Path) -> None:
     assert on_ranks(quietly, tmp_path) == [True, True]
+
+
+def joined_gradients(rank: int, name: str, views: bool) -> Tensor:
+    ddp = DistributedDataParallel(Net(norm=False), gradient_as_bucket_view=views)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.create(name, base, rho=RHO, model=ddp)
+    for batch in batches(6):
+        opt.step(lambda b: loss_of(ddp, b), mine(rank, batch))
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("name", ["pgn", "gsam", "wsam", "stable", "looksam"])
+def test_bucket_views_do_not_overwrite_the_first_gradient(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    views = on_ranks(joined_gradients, tmp_path / "a", name, True)[0]
+    assert torch.equal(views, on_ranks(joined_gradients, tmp_path / "b", name, False)[0])
+
+
+def inactive(rank: int) -> Tensor:
+    ddp = DistributedDataParallel(Net())
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=False, every=2)
+    for batch in batches(5):
+        own = mine(rank, batch)
+        opt.zero_grad()
+        with ddp.no_sync():
+            loss_of(ddp, own).backward()
+        if opt.perturb():
+            loss_of(ddp, own).backward()
+            opt.restore()
+        opt.step()
+    return weights(ddp)
+
+
+def test_a_step_that_a_schedule_leaves_out_is_summed_all_the_same(tmp_path: Path) -> None:
+    one, two = on_ranks(inactive, tmp_path)
+    assert torch.equal(one, two)
+
+
+def overflow(rank: int, form: str, wrapper: str) -> dict[str, Any]:
+    """Rank 0 alone has an infinity in a first gradient of the third step."""
+    ddp = DistributedDataParallel(Net(norm=False, unused=wrapper == "unused").float(), **WRAPPERS[wrapper])
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    base = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+    options = {"micro_batch_size": 3} if form == "micro-batches" else {}
+    opt = flatwise.SAM(base, RHO, model=ddp, sync_ascent=False, grad_scaler=scaler, **options)
+    path, scales = [], []
+    for index, batch in enumerate(batches(5)):
+        own, calls = mine(rank, batch), 0
+
+        def loss_fn(b: Any, bad: bool = rank == 0 and index == 2) -> Tensor:
+            nonlocal calls
+            calls += 1
+            # Of micro-batches, the first gradient of the second one.
+            at = 3 if form == "micro-batches" else 1
+            return loss_of(ddp, (b[0].float(), b[1])) * (float("inf") if bad and calls == at else 1.0)
+
+        if form in ("batch", "micro-batches"):
+            opt.step(loss_fn, own)
+        else:
+            opt.zero_grad()
+            with ddp.no_sync():
+                scaler.scale(loss_fn(own)).backward()
+            if form == "two calls":
+                opt.first_step()
+                scaler.scale(loss_fn(own)).backward()
+                opt.second_step()
+            else:
+                if opt.perturb():
+                    scaler.scale(loss_fn(own)).backward()
+                    opt.restore()
+                scaler.step(opt)
+        scaler.update()
+        path.append(weights(ddp))
+        scales.append(scaler.get_scale())
+    return {"path": path, "scales": scales}
+
+
+@pytest.mark.parametrize(
+    ("form", "wrapper"),
+    [("batch", "unused"), ("micro-batches", "plain"), ("two calls", "plain"), ("framework", "plain")],
+)
+def test_an_infinity_in_one_ranks_first_gradient_is_no_step_on_any(form: str, wrapper: str, tmp_path: Path) -> None:
+    one, two = on_ranks(overflow, tmp_path, form, wrapper)
+    assert all(map(torch.equal, one["path"], two["path"]))
+    assert one["scales"] == two["scales"] == [64.0, 64.0, 32.0, 32.0, 32.0]
+    assert torch.equal(one["path"][1], one["path"][2])
+    assert not torch.equal(one["path"][2], one["path"][3])
+
+
+def listed(rank: int, static: bool, sync: Any) -> Tensor:
+    ddp = DistributedDataParallel(Net(norm=False), static_graph=static)
+    opt = flatwise.SAM(torch.optim.SGD(ddp.parameters(), lr=0.05), RHO, model=ddp, sync_ascent=sync)
+    for batch in batches(3):
+        x, y = mine(rank, batch)
+
+        def part(cut: slice, x: Tensor = x, y: Tensor = y) -> Any:
+            def closure() -> Tensor:
+                loss = loss_of(ddp, (x[cut], y[cut])) / 2
+                loss.backward()
+                return loss
+
+            return closure
+
+        opt.step([part(slice(0, 3)), part(slice(3, 6))])
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_several_closures_under_a_static_graph(sync: bool, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    static = on_ranks(listed, tmp_path / "a", True, sync)
+    assert torch.equal(*static)
+    assert torch.allclose(static[0], on_ranks(listed, tmp_path / "b", False, sync)[0], rtol=0, atol=1e-12)

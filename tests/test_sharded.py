@@ -584,3 +584,33 @@ def test_a_scheduler_reaches_the_base(tmp_path: Path) -> None:
     for rates, same in on_ranks(scheduled, tmp_path):
         assert rates == [0.025, 0.0125, 0.00625]
         assert same
+
+
+def replicated_noise(rank: int) -> list[Tensor]:
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    parallelize_module(model, mesh_of(2), {"0": ColwiseParallel(output_layouts=None, use_local_output=True)})
+    gather = torch.distributed.nn.functional.all_gather
+
+    def forward(x: Tensor) -> Tensor:
+        return model[2](torch.tanh(torch.cat(list(gather(model[0](x))), dim=-1)))
+
+    params = list(model.parameters())
+    opt = flatwise.create("random", torch.optim.SGD(params, lr=0.05), rho=1.0, filter_scaled=False)
+    moved: list[Tensor] = []
+    kept = [p.detach().clone() for p in model[2].parameters()]
+
+    def loss_fn(batch: tuple[Tensor, Tensor]) -> Tensor:
+        moved.extend(p.detach() - k for p, k in zip(model[2].parameters(), kept, strict=True))
+        return F.cross_entropy(forward(batch[0]), batch[1])
+
+    opt.step(loss_fn, batches(1)[0])
+    return moved
+
+
+def test_replicas_beside_parts_have_one_noise(tmp_path: Path) -> None:
+    one, two = on_ranks(replicated_noise, tmp_path)
+    assert all(map(torch.equal, one, two))
+    assert all(noise.any() for noise in one)

@@ -127,6 +127,8 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="only write the page")
     parser.add_argument("--name", default="newest", help="of this run in the record")
     options, rest = parser.parse_known_args()
+    if options.name == "newest" and {"-k", "-m"} & set(rest):
+        parser.error("a part of the tests is no run to replace the newest one: give it a --name")
     status = 0 if options.render else run(options.name, rest)
     PAGE.write_text(render(json.loads(RECORD.read_text())))
     return status

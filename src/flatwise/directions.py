@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from flatwise.memory import Memory
 from flatwise.norms import COARSE, filter_norms, joint_norm
 from flatwise.schedule import StepNoise
-from flatwise.shards import local, sharding_of, shardings_of
+from flatwise.shards import Sharding, local, sharding_of, shardings_of
 from flatwise.weights import Piece, may_hold_copy
 
 
@@ -292,18 +292,22 @@ class Noise(Direction):
     def offer(  # noqa: D102
         self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
     ) -> Iterator[Piece]:
-        draws: dict[int, StepNoise] = {}
+        draws: dict[Sharding | None, StepNoise] = {}
         for param in params:
             weight, over = real(param.detach()), sharding_of(param)
             if not param.numel():
                 continue
-            place = 0 if over is None else over.index
-            # The parts of a tensor that is cut over processes have noise of their own, its replicas the same.
-            generator = draws.setdefault(place, StepNoise(self.noise_seed, step, part, place)).generator(weight.device)
+            # The parts of a tensor that is cut over processes have noise of their own, its replicas the same; so what
+            # is cut otherwise is drawn from another generator, of which every process has drawn as much.
+            cut = over if over is not None and over.parts > 1 else None
+            if cut not in draws:
+                place = 0 if cut is None else 1 + cut.index + (len(draws) << 32)
+                draws[cut] = StepNoise(self.noise_seed, step, part, place)
+            generator = draws[cut].generator(weight.device)
             dtype = torch.float32 if weight.dtype in COARSE else weight.dtype
             noise = torch.randn(weight.shape, generator=generator, dtype=dtype, device=weight.device)
             if self.filter_scaled:
                 noise *= filter_norms(weight)
             noise = noise.to(weight.dtype)
-            owned = weight.is_cpu and may_hold_copy(noise, weight)
+            owned = weight.is_cpu and over is None and may_hold_copy(noise, weight)
             yield Piece(weight, noise, param, noise, owned=owned, over=over)

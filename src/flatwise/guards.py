@@ -232,9 +232,13 @@ class PassGuard:
         self._after = RandomState(self._devices)
         self.rewind()
 
-    def rewind(self) -> None:
-        """Set the random state to the beginning of the first pass, unless new masks are wanted."""
-        if self._begun is not None and not self.fresh_masks:
+    def rewind(self, *, always: bool = False) -> None:
+        """Set the random state to the beginning of the first pass, unless new masks are wanted.
+
+        Args:
+            always: also then.
+        """
+        if self._begun is not None and (always or not self.fresh_masks):
             self._begun.put()
 
     @torch.no_grad()

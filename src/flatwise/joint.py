@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -57,16 +58,20 @@ class Joint(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        pass  # torch's constructor and loading: the bases have their own
+        self._refuse_new("param_groups")
 
     @property
     def state(self) -> Any:
         """The states of all of them, by parameter; the entries are their own."""
-        return {param: entries for base in self.bases for param, entries in base.state.items()}
+        return MappingProxyType({param: entries for base in self.bases for param, entries in base.state.items()})
 
     @state.setter
     def state(self, state: Any) -> None:
-        pass
+        self._refuse_new("state")
+
+    def _refuse_new(self, name: str) -> None:
+        if self._wired:  # torch's constructor sets both
+            raise RuntimeError(f"several base optimizers have a {name} each: set that of one of them")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: whose would it be?

@@ -121,7 +121,7 @@ class Look:
         """
         direction, self._away = self._ascent.direction, True
         if self._method.descent.needs_clean and self._clean is None:
-            self._clean = [p.grad for p in self._method.params()]
+            self._clean = [_held(p.grad) for p in self._method.params()]
         if not self._method.arrives:
             coarse = {p.dtype for p in self._method.params()} & COARSE
             self._displacement.arrival = Arrival() if coarse else None
@@ -240,7 +240,9 @@ class Look:
 
     def _note(self, climb: Climb, rhos: Sequence[float], norm: Tensor | None = None) -> None:
         record, ball = self._record, self._ascent.ball
-        if record._norm is None:
+        if record._norm is not None:  # of an earlier part of the batch, or an earlier step of the ascent
+            record._norm = _unless_finite(climb.norm, record._norm)
+        else:
             record._norm = climb.norm
             if self._ascent.direction.uses_gradient:
                 record._gradient_norm = climb.norm if norm is None else norm
@@ -356,6 +358,19 @@ class Look:
         for param, grad, term in zip(params, kept, terms, strict=True):
             total = term if grad is None else grad if term is None else grad + term
             param.grad = None if total is None else total.detach()
+
+
+def _unless_finite(norm: Tensor, known: Tensor) -> Tensor:
+    """Return the known norm, or the new one where that is not finite: a step is as good as its worst part."""
+    if norm.is_cpu:
+        return known if math.isfinite(float(norm)) else norm
+    return torch.where(torch.isfinite(norm), known.to(norm.device), norm)
+
+
+def _held(grad: Tensor | None) -> Tensor | None:
+    """Return a gradient that the next pass does not overwrite, as it does the views of DistributedDataParallel."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return grad.clone() if together and grad is not None and grad._is_view() else grad
 
 
 def _cut_alike(pieces: list[Piece]) -> list[list[Piece]]:

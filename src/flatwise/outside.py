@@ -106,6 +106,7 @@ class Outside(Stepping):
             finally:
                 self._look = None
             if finish and last:
+                self._spoil_where_bad()
                 self._method.unscale()
                 self._late = look.finish()
             elif finish:
@@ -120,13 +121,20 @@ class Outside(Stepping):
         self._late = look.finish()
         if mixes:
             self._scaling.scale(params)
-        norm = self.last._norm
-        if self._scaling.on and norm is not None and not norm.is_cpu:
-            # The framework's scaler sees the last gradient only: an infinity in the first must show in it.
-            spoil_unless(torch.isfinite(norm), [p.grad for p in params if p.grad is not None])
+        self._spoil_where_bad(everywhere=True)
         if self._scaling.on and self._late:  # and so must one in what is added after the step
             finite = torch.as_tensor(all_finite([difference for _, difference in self._late]))
             spoil_unless(finite, [p.grad for p in params if p.grad is not None])
+
+    def _spoil_where_bad(self, *, everywhere: bool = False) -> None:
+        """Let the scaler, which sees the last gradient, see an infinity in the first one too.
+
+        On the CPU, and where gradients are those of all ranks, that shows itself: nothing was perturbed.
+        """
+        norm = self.last._norm
+        local = self._method.ranks.local and not self._method.one_pass
+        if self._scaling.on and norm is not None and (local or (everywhere and not norm.is_cpu)):
+            spoil_unless(torch.isfinite(norm), [p.grad for p in self._method.params() if p.grad is not None])
 
     @eagerly
     def _open(self, name: str, *, always: bool) -> bool:
@@ -154,8 +162,9 @@ class Outside(Stepping):
                 self._method.unscale()
                 active = self._new_run(record, active).accepts()
                 unscaled = True
-                # Where gradients are a rank's own, one rank must not leave out a pass that the others make.
-                always = always or local
+            # Where gradients are a rank's own, one rank must not leave out a pass that the others make; and where no
+            # rank looks around, it is this pass that sums them.
+            always = always or local
             if local:
                 self._method.ranks.share(self._method.params())
         record.passes = 1.0 + (always and not one_pass)
@@ -164,6 +173,8 @@ class Outside(Stepping):
         self._look = look
         try:
             moved = active and look.displace()
+            if local and self._scaling.on and record._norm is not None:
+                record._norm = self._method.ranks.agreed(record._norm)
             if moved or always:
                 self._method.clear()
                 if not one_pass:
@@ -180,4 +191,4 @@ class Outside(Stepping):
         elif moved and not one_pass:
             record.passes = 2.0
         self._count()
-        return moved or (local and active)
+        return moved or local

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,19 +88,30 @@ class Ranks:
         kind = torch.nn.parallel.DistributedDataParallel
         return [module for root in self._modules() for module in root.modules() if isinstance(module, kind)]
 
-    def cold(self) -> bool:
-        """Tell, once, whether a wrapper must see a pass with sums before it can do one without (``static_graph``)."""
-        found = {id(module) for module in self.wrappers() if module.static_graph} - self._warm
-        self._warm |= found
-        return bool(found)
+    def cold(self) -> set[int]:
+        """Return the wrappers that must see a pass with sums before they can do one without (``static_graph``)."""
+        return {id(module) for module in self.wrappers() if module.static_graph} - self._warm
+
+    def warmed(self) -> None:
+        """Note that they have seen one."""
+        self._warm |= self.cold()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Do not sum gradients inside: forward and backward must both be there."""
+        cold = self.cold()
         with ExitStack() as stack:
             for module in self.wrappers():
-                stack.enter_context(module.no_sync())
+                if id(module) not in cold:
+                    stack.enter_context(module.no_sync())
             yield
+
+    @torch.no_grad()
+    def agreed(self, norm: Tensor) -> Tensor:
+        """Return the norm of this rank's first gradient; NaN on all ranks where that of one is not finite."""
+        bad = (~torch.isfinite(norm)).to(torch.float32)
+        distributed.all_reduce(bad)
+        return torch.where(bad > 0, torch.full_like(norm, float("nan")), norm)
 
     @torch.no_grad()
     def share(self, params: Sequence[Tensor]) -> None:
@@ -124,17 +136,19 @@ def spoiled_unless(finite: Tensor, params: Sequence[Tensor]) -> Iterator[None]:
 
     Args:
         finite: a verdict on the first gradient of this rank.
-        params: all parameters; one of them is watched.
+        params: all parameters; each is watched, since a pass may not reach it.
 
     Yields:
         Nothing.
     """
-    watched = min((p for p in params if p.requires_grad and p.numel()), key=Tensor.numel)
 
     def spoil(grad: Tensor) -> Tensor:
         return grad.masked_fill(~finite.to(grad.device), float("nan"))
 
-    with removed(lambda: watched.register_hook(spoil)):  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        for param in params:
+            if param.requires_grad:
+                stack.enter_context(removed(partial(param.register_hook, spoil)))
         yield
 
 

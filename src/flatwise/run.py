@@ -321,9 +321,10 @@ class Run:
         guard.enter_step()
         try:
             first_pass(closure)
+            self.method.ranks.warmed()
         finally:
             guard.settle(False)
-            guard.rewind()
+            guard.rewind(always=True)
             guard.leave_step()
             self.method.clear()
             guard.await_verdict(self.method.scaling.on)

@@ -7,6 +7,7 @@ device mesh that a parameter is cut along, and not over those that hold replicas
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Sharding:
     def by_rows(self) -> bool:
         """Whether each slice of the first dimension is whole."""
         return all(dim == 0 for _, dim in self.cut)
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return math.prod(self.mesh.size(dim) for dim, _ in self.cut)
 
     @property
     def index(self) -> int:

@@ -118,6 +118,9 @@ class SAMStep:
         Raises:
             BaseException: what ``part`` raised; the weights are at w.
         """
+        if not self._sam._method.has_gradients():  # a new step, or a loop that gave up the micro-batches before
+            self._replay.clear()
+            self._losses = []
         self._replay.add(self._sam, lambda: self._perturbed.append(part()))
         try:
             loss = part()

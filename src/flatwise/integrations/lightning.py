@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -43,6 +43,17 @@ _KEEPERS = {"LightningModule", "Metric", "MetricCollection"}  # by name: two pac
 _OF_MODULE = frozenset(vars(Module()))
 
 
+def _containers(values: Iterable[Any], seen: set[int]) -> list[tuple[Any, Any]]:
+    """Return the containers among values, and inside of those, each with a copy of what it holds."""
+    found = []
+    for value in values:
+        if isinstance(value, list | dict | set | deque) and id(value) not in seen:
+            seen.add(id(value))
+            found.append((value, copy.copy(value)))
+            found += _containers(value.values() if isinstance(value, dict) else value, seen)
+    return found
+
+
 class _Attributes:
     """The plain attributes of a module: numbers, small tensors, lists, dictionaries; of a metric its states."""
 
@@ -50,7 +61,7 @@ class _Attributes:
         self._now = vars(module)
         self._kept = {name: value for name, value in self._now.items() if name not in _OF_MODULE}
         values = list(self._kept.values())
-        self._filled = [(v, copy.copy(v)) for v in values if isinstance(v, list | dict | set | deque)]
+        self._filled = _containers(values, set())
         metric = hasattr(module, "metric_state")
         tensors = [v for v in values if isinstance(v, Tensor) and (metric or v.nbytes <= LARGE)]
         self._tensors = [(v, v.detach().clone(), v._version) for v in tensors]
@@ -153,7 +164,7 @@ class SAMCallback(_Callback):  # type: ignore[misc]  # which class it is, the in
             sam._guard.forget_start()
             sam._guard.saw(trainer.model)  # buffers of the module itself, and what sums gradients over ranks
         self._differentiated = self._stepped = False
-        if sam._method.ranks.local:
+        if sam._method.ranks.local and not sam._method.one_pass:
             self._apart.enter_context(trainer.strategy.block_backward_sync())
         self._replay.add(sam, partial(self._again, trainer, pl_module, batch, batch_idx))
 

@@ -48,12 +48,17 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
 
     Raises:
         TypeError: if there is no :class:`flatwise.SAM` inside.
+        ValueError: if ranks are to climb apart.
     """
 
     def __init__(self, optimizer: Any, device: str = "cuda", enabled: bool = True) -> None:
         sam = find_sam(optimizer)
         if sam is None:
             raise TypeError(NO_SAM)
+        if sam._method.ranks.local:
+            raise ValueError(
+                "timm's loop sums every gradient over ranks, so they cannot climb apart: leave sync_ascent out"
+            )
         self._sam, self._replay = sam, Replay()
         self._scaler = torch.amp.GradScaler(device, enabled=enabled)
         self._loss: Tensor | None = None
@@ -141,7 +146,7 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
         self._scaler.step(optimizer)
         self._scaler.update()
 
-    def _again(self, forward: Callable[..., Tensor], batch: tuple[Any, ...], around: dict[str, Tensor]) -> None:
+    def _again(self, forward: Callable[..., Tensor], batch: tuple[Any, ...], around: dict[str, Any]) -> None:
         """Forward and backward of a micro-batch, at w + eps."""
         if any(value is not around.get(name) for name, value in _tensors_around(forward).items()):
             raise RuntimeError(
@@ -157,12 +162,18 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
         self._clean, self._perturbed = [], []
 
 
-def _tensors_around(function: Any) -> dict[str, Tensor]:
-    """Return the tensors that a function reads from where it was defined."""
+def _tensors_around(function: Any) -> dict[str, Any]:
+    """Return the tensors, and batches of them, that a function reads from where it was defined."""
     if not inspect.isfunction(function):
         return {}
     found = inspect.getclosurevars(function)
-    return {k: v for k, v in {**found.globals, **found.nonlocals}.items() if isinstance(v, Tensor)}
+    return {k: v for k, v in {**found.globals, **found.nonlocals}.items() if _holds_tensors(v)}
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(isinstance(part, Tensor) for part in value)
+    return isinstance(value, Tensor) or (isinstance(value, dict) and _holds_tensors(list(value.values())))
 
 
 def register(method: str = "sam", **options: Any) -> list[str]:

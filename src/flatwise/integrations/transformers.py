@@ -48,6 +48,12 @@ class SAMTrainerMixin:
     accelerator: Any
     args: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse the mixin behind the Trainer, where it would do nothing."""
+        super().__init_subclass__(**kwargs)
+        if Trainer in cls.__mro__ and cls.__mro__.index(Trainer) < cls.__mro__.index(SAMTrainerMixin):
+            raise TypeError("SAMTrainerMixin comes before the Trainer: class MyTrainer(SAMTrainerMixin, Trainer)")
+
     def __init__(self, *args: Any, sam: float | Callable[[Optimizer], SAM] | None = None, **kwargs: Any) -> None:
         self._sam = sam
         self._sam_step: SAMStep | None = None
