@@ -19,7 +19,11 @@ from flatwise.eager import REASON
 from flatwise.lab.methods import Method, wrap
 
 # dynamo looks at .grad of what flows between two compiled regions, in plain training too.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# And a guard of an optimizer that another test left behind may still be looking for its modules.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using .torch.compile.module.. when there are global hooks:UserWarning"),
+]
 STEPS, WARM = 6, 2
 X = torch.randn(STEPS, 12, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3
