@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.ranks.start import on_ranks
+from tests.ranks.start import Sums, on_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -52,20 +53,6 @@ def mine(rank: int, batch: tuple[Tensor, Tensor], world: int = 2) -> tuple[Tenso
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-class Sums:
-    """Counts how often a wrapper sums gradients."""
-
-    def __init__(self, ddp: DistributedDataParallel) -> None:
-        self.count = 0
-        ddp.register_comm_hook(None, self.hook)
-
-    def hook(self, state, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants no strings
-        self.count += 1
-        work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-        assert work is not None
-        return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -229,6 +216,17 @@ def test_a_nan_on_one_rank_neither_hangs_nor_parts_the_ranks(
         assert one["scales"] == two["scales"] == [64.0, 64.0, 32.0, 32.0, 32.0]
 
 
+def halves(ddp: nn.Module, x: Tensor, y: Tensor) -> list[Any]:
+    """Two closures, one for each half of a rank's six samples."""
+
+    def closure(cut: slice) -> Tensor:
+        loss = loss_of(ddp, (x[cut], y[cut])) / 2
+        loss.backward()
+        return loss
+
+    return [partial(closure, cut) for cut in (slice(0, 3), slice(3, 6))]
+
+
 def accumulated(rank: int, sync: Any) -> dict[str, Any]:
     ddp = DistributedDataParallel(Net(norm=False))
     sums = Sums(ddp)
@@ -237,16 +235,7 @@ def accumulated(rank: int, sync: Any) -> dict[str, Any]:
     for batch in batches(4):
         x, y = mine(rank, batch)
         before = sums.count
-
-        def part(cut: slice, x: Tensor = x, y: Tensor = y) -> Any:
-            def closure() -> Tensor:
-                loss = loss_of(ddp, (x[cut], y[cut])) / 2
-                loss.backward()
-                return loss
-
-            return closure
-
-        opt.step([part(slice(0, 3)), part(slice(3, 6))])
+        opt.step(halves(ddp, x, y))
     return {"weights": weights(ddp), "count": sums.count - before}
 
 
@@ -477,16 +466,7 @@ def listed(rank: int, static: bool, sync: Any) -> Tensor:
     opt = flatwise.SAM(torch.optim.SGD(ddp.parameters(), lr=0.05), RHO, model=ddp, sync_ascent=sync)
     for batch in batches(3):
         x, y = mine(rank, batch)
-
-        def part(cut: slice, x: Tensor = x, y: Tensor = y) -> Any:
-            def closure() -> Tensor:
-                loss = loss_of(ddp, (x[cut], y[cut])) / 2
-                loss.backward()
-                return loss
-
-            return closure
-
-        opt.step([part(slice(0, 3)), part(slice(3, 6))])
+        opt.step(halves(ddp, x, y))
     return weights(ddp)
 
 

@@ -136,14 +136,18 @@ class Ball:
         norm: Tensor,
         over: Sequence[Sharding | None],
     ) -> Tensor:
-        """Overwrite the gradients with the direction, up to the divisor that is returned."""
+        """Turn gradients into ``T sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
         if self.scope == "tensor":
             one = replace(self, scope="all")
             for ws, gs, s in zip(weights, grads, over, strict=True):
                 for index, g in enumerate(gs):
                     g.mul_(one.climb([ws[index : index + 1]], [[g]], [s]).scale)
             return torch.ones_like(norm)
-        divisor = self._direct(weights, grads, norm, over)
+        if self.adaptive:
+            self._times_t(weights, grads)
+        divisor = self._profile(grads, norm, over)
+        if self.adaptive:
+            self._times_t(weights, grads)
         return divisor if self.normalised else torch.ones_like(norm)
 
     def _packs(self, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
@@ -160,21 +164,6 @@ class Ball:
         norms = [joint_norm(torch._foreach_mul(self.scaling(ws), gs), self.q) for ws, gs in packed]
         here = combine(norms, self.q) if norms else joint_norm(grads, self.q)
         return reduced(here, self.q, over, accumulation_dtype(grads[0].dtype))
-
-    def _direct(
-        self,
-        weights: Sequence[Sequence[Tensor]],
-        grads: Sequence[Sequence[Tensor]],
-        norm: Tensor,
-        over: Sequence[Sharding | None],
-    ) -> Tensor:
-        """Turn gradients into ``T sign(Tg) |Tg|^(q-1)``, up to the factor that is returned as the divisor."""
-        if self.adaptive:
-            self._times_t(weights, grads)
-        divisor = self._profile(grads, norm, over)
-        if self.adaptive:
-            self._times_t(weights, grads)
-        return divisor
 
     def scaling(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """Return T for each tensor of weights (of gradients, for ``"fisher"``), in a shape that broadcasts."""

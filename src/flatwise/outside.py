@@ -173,8 +173,8 @@ class Outside(Stepping):
         self._look = look
         try:
             moved = active and look.displace()
-            if local and self._scaling.on and record._norm is not None:
-                record._norm = self._method.ranks.agreed(record._norm)
+            if local and active and self._scaling.on:
+                record._norm = self._method.ranks.agreed(record._norm, self._method.params()[0].device)
             if moved or always:
                 self._method.clear()
                 if not one_pass:

@@ -107,8 +107,17 @@ class Ranks:
             yield
 
     @torch.no_grad()
-    def agreed(self, norm: Tensor) -> Tensor:
-        """Return the norm of this rank's first gradient; NaN on all ranks where that of one is not finite."""
+    def agreed(self, norm: Tensor | None, device: torch.device) -> Tensor:
+        """Return the norm of this rank's first gradient; NaN on all ranks where that of one is not finite.
+
+        Args:
+            norm: None on a rank that has no gradient, which must answer the others all the same; it counts as 0.
+            device: of the parameters.
+
+        Returns:
+            The norm, 0-dim.
+        """
+        norm = torch.zeros((), device=device) if norm is None else norm
         bad = (~torch.isfinite(norm)).to(torch.float32)
         distributed.all_reduce(bad)
         return torch.where(bad > 0, torch.full_like(norm, float("nan")), norm)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.ranks.start import on_ranks
+from tests.ranks.start import Sums, on_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -438,18 +438,10 @@ def train_on_rank(rank: int, parts: int, rho: float | None, apart: bool, world: 
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="localhost")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     loop = World(sgd if rho is None else radius(rho), parts=parts, size=4 // world, apart=apart)
-    sums: list[int] = []
-    loop.model.register_comm_hook(sums, add)
+    sums = Sums(loop.model)
     torch.manual_seed(rank)
     loop.epoch().epoch()
-    return {"state": loop.state(), "sums": len(sums), "steps": len(loop.skipped), "losses": loop.losses}
-
-
-def add(sums, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants no strings
-    sums.append(1)
-    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())
+    return {"state": loop.state(), "sums": sums.count, "steps": len(loop.skipped), "losses": loop.losses}
 
 
 @pytest.mark.supports("Accelerate", "two processes")

@@ -40,3 +40,17 @@ def on_ranks(work: Callable[..., Any], folder: pathlib.Path, *arguments: Any, wo
     """
     torch.multiprocessing.spawn(_rank, (world, str(folder), work, arguments), nprocs=world)
     return [torch.load(folder / str(rank)) for rank in range(world)]
+
+
+class Sums:
+    """Counts how often a wrapper sums gradients."""
+
+    def __init__(self, ddp: Any) -> None:
+        self.count = 0
+        ddp.register_comm_hook(None, self.hook)
+
+    def hook(self, state, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants no strings
+        self.count += 1
+        work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda future: future.value()[0] / torch.distributed.get_world_size())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatwise.integrations.replay import Replay, find_sam
+from flatwise.integrations.replay import Replay, climbing_together
 from flatwise.record import StepRecord
 
 NO_SAM = """found no flatwise.SAM in the optimizer. Wrap the plain optimizer, before it is prepared:
@@ -53,23 +53,13 @@ class SAMStep:
     Args:
         accelerator: the ``accelerate.Accelerator``.
         model: as ``accelerator.prepare`` returned it.
-        optimizer: as ``accelerator.prepare`` returned it, with a :class:`flatwise.SAM` inside.
-
-    Raises:
-        TypeError: if there is no :class:`flatwise.SAM` inside.
-        ValueError: if the accelerator runs DeepSpeed or Megatron-LM, or ranks are to climb apart.
+        optimizer: as ``accelerator.prepare`` returned it, with a :class:`flatwise.SAM` inside; a TypeError says so where
+            there is none. A ValueError says that ranks cannot climb apart here, or that DeepSpeed or Megatron-LM runs.
     """
 
     def __init__(self, accelerator: Any, model: Any, optimizer: Any) -> None:
         refuse_engine(accelerator)
-        sam = find_sam(optimizer)
-        if sam is None:
-            raise TypeError(NO_SAM)
-        if sam._method.ranks.local:
-            raise ValueError(
-                "the framework sums the first gradient over all ranks, so that there is one perturbation for all: "
-                "leave sync_ascent out"
-            )
+        sam = climbing_together(optimizer, NO_SAM)
         self._accelerator, self._model, self._sam = accelerator, model, sam
         self._replay = Replay()
         self._losses: list[Tensor] = []

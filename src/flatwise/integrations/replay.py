@@ -29,6 +29,31 @@ def find_sam(optimizer: Any) -> SAM | None:
     return None
 
 
+def climbing_together(optimizer: Any, missing: str) -> SAM:
+    """Return the flatwise optimizer inside the wrappers of a framework that sums every gradient over ranks.
+
+    Args:
+        optimizer: what the framework calls its optimizer.
+        missing: what to say where there is none inside.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: if there is none.
+        ValueError: if ranks are to climb apart.
+    """
+    sam = find_sam(optimizer)
+    if sam is None:
+        raise TypeError(missing)
+    if sam._method.ranks.local:
+        raise ValueError(
+            "the framework sums the first gradient over all ranks, so that there is one perturbation for all: "
+            "leave sync_ascent out"
+        )
+    return sam
+
+
 class Replay:
     """Remembers the micro-batches of a step, and runs them again."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatwise.integrations.replay import Replay, find_sam
+from flatwise.integrations.replay import Replay, climbing_together, find_sam
 from flatwise.optimizer import SAM
 from flatwise.variants import create, variant_info
 
@@ -42,23 +42,14 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
     several micro-batches each is remembered, with its random state, until the step. Clipping sees the last gradient.
 
     Args:
-        optimizer: a :class:`flatwise.SAM`, or what wraps one.
+        optimizer: a :class:`flatwise.SAM`, or what wraps one; a TypeError says so where there is none, a ValueError that
+            ranks cannot climb apart here.
         device: as for timm's.
         enabled: scale losses. False: for loops without AMP, and with bfloat16.
-
-    Raises:
-        TypeError: if there is no :class:`flatwise.SAM` inside.
-        ValueError: if ranks are to climb apart.
     """
 
     def __init__(self, optimizer: Any, device: str = "cuda", enabled: bool = True) -> None:
-        sam = find_sam(optimizer)
-        if sam is None:
-            raise TypeError(NO_SAM)
-        if sam._method.ranks.local:
-            raise ValueError(
-                "timm's loop sums every gradient over ranks, so they cannot climb apart: leave sync_ascent out"
-            )
+        sam = climbing_together(optimizer, NO_SAM)
         self._sam, self._replay = sam, Replay()
         self._scaler = torch.amp.GradScaler(device, enabled=enabled)
         self._loss: Tensor | None = None
