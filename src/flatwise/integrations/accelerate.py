@@ -53,7 +53,7 @@ class SAMStep:
     Args:
         accelerator: the ``accelerate.Accelerator``.
         model: as ``accelerator.prepare`` returned it.
-        optimizer: as ``accelerator.prepare`` returned it, with a :class:`flatwise.SAM` inside; a TypeError says so where
+        optimizer: as ``accelerator.prepare`` returned it, with a :class:`flatwise.SAM` inside; a TypeError says so if
             there is none. A ValueError says that ranks cannot climb apart here, or that DeepSpeed or Megatron-LM runs.
     """
 

@@ -42,7 +42,7 @@ class SAMNativeScaler(NativeScaler):  # type: ignore[misc]  # timm is not there 
     several micro-batches each is remembered, with its random state, until the step. Clipping sees the last gradient.
 
     Args:
-        optimizer: a :class:`flatwise.SAM`, or what wraps one; a TypeError says so where there is none, a ValueError that
+        optimizer: a :class:`flatwise.SAM`, or what wraps one; a TypeError says so if there is none, a ValueError that
             ranks cannot climb apart here.
         device: as for timm's.
         enabled: scale losses. False: for loops without AMP, and with bfloat16.
