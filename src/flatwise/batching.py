@@ -126,7 +126,7 @@ def pick(batch: Any, index: Tensor) -> Any:
     Returns:
         The same structure over copies of the tensors.
     """
-    return _map(batch, lambda leaf: leaf.index_select(0, index.to(leaf.device)))
+    return map_tensors(batch, lambda leaf: leaf.index_select(0, index.to(leaf.device)) if leaf.dim() else leaf)
 
 
 def _leaves(batch: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
@@ -177,21 +177,30 @@ def narrow(batch: Any, start: int, stop: int) -> Any:
     Returns:
         The same structure over views of the tensors.
     """
-    return _map(batch, lambda leaf: leaf[start:stop])
+    return map_tensors(batch, lambda leaf: leaf[start:stop] if leaf.dim() else leaf)
 
 
-def _map(batch: Any, cut: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change every tensor of a batch, in the same nesting.
+
+    Args:
+        batch: nested tuple, list or mapping; what is no tensor stays.
+        change: gives the new tensor.
+
+    Returns:
+        The same structure over what ``change`` returned.
+    """
     if isinstance(batch, Tensor):
-        return cut(batch) if batch.dim() else batch
+        return change(batch)
     if isinstance(batch, Mapping):
-        parts = {key: _map(value, cut) for key, value in batch.items()}
+        parts = {key: map_tensors(value, change) for key, value in batch.items()}
         if isinstance(batch, MutableMapping):  # a shallow copy keeps what the class needs, such as a default factory
             whole = copy.copy(batch)
             whole.update(parts)
             return whole
         return type(batch)(parts)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_map(value, cut) for value in batch))
+        return type(batch)(*(map_tensors(value, change) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(_map(value, cut) for value in batch)
+        return type(batch)(map_tensors(value, change) for value in batch)
     return batch

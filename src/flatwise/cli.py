@@ -41,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"flatwise: error: the command line needs pip install 'flatwise[lab]' ({error})", file=sys.stderr)
         return 1
-    from flatwise.lab.errors import LabError
+    from flatwise.errors import UserError
 
     try:
         code = _run(words)
         sys.stdout.flush()  # here, where what cannot be written is still one line
         return code
-    except LabError as error:
+    except UserError as error:
         print(f"flatwise: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `flatwise variants | head` has read enough
@@ -94,7 +94,7 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _variants(words: list[str]) -> int:
-    from flatwise.lab.errors import LabError, UnknownNameError
+    from flatwise.errors import UnknownNameError, UserError
     from flatwise.lab.table import console_for
     from flatwise.lab.variants import print_variant, print_variants
     from flatwise.variants import list_variants, variant_info
@@ -104,7 +104,7 @@ def _variants(words: list[str]) -> int:
         print("usage: flatwise variants [NAME ...]\n\nList the methods, or say everything about some of them.")
         return 0
     if len(names) < len(words):
-        raise LabError(f"flatwise variants takes names of methods, not {words[0]!r}")
+        raise UserError(f"flatwise variants takes names of methods, not {words[0]!r}")
     for name in names:
         if name not in list_variants(adapters=True):
             raise UnknownNameError("method", name, list_variants(adapters=True))
@@ -126,11 +126,11 @@ def _parse(words: list[str]) -> CompareConfig | None:
         The settings, or None where help or the version was asked for and has been printed.
 
     Raises:
-        LabError: a value that cannot be meant.
+        UserError: a value that cannot be meant.
         UnknownNameError: a word that does not exist, with the nearest that does.
     """
+    from flatwise.errors import UnknownNameError, UserError, nearest
     from flatwise.lab.config import CompareConfig
-    from flatwise.lab.errors import LabError, UnknownNameError, nearest
 
     if words in (["--version"], ["-V"]):
         from importlib.metadata import version
@@ -151,11 +151,11 @@ def _parse(words: list[str]) -> CompareConfig | None:
     for word in words[1:]:
         if word.startswith("-") and word.partition("=")[0] not in flags and not _is_number(word):
             option = word.partition("=")[0]
-            raise LabError(f"unknown option {option!r}{nearest(option, flags)} (flatwise compare --help lists all)")
+            raise UserError(f"unknown option {option!r}{nearest(option, flags)} (flatwise compare --help lists all)")
     try:
         namespace = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
-        raise LabError(_one_line(str(error))) from error
+        raise UserError(_one_line(str(error))) from error
     return CompareConfig(**{field.name: namespace[field.name] for field in fields(CompareConfig)})
 
 
@@ -194,8 +194,8 @@ def field_helps(kind: type) -> dict[str, str]:
 
 def _one_line(message: str) -> str:
     """Shorten a parser's error to what was wrong, and add the nearest right value."""
+    from flatwise.errors import nearest
     from flatwise.lab.config import CompareConfig, flag
-    from flatwise.lab.errors import nearest
 
     text = " ".join(message.split())
     found = re.search(r'[Pp]arser key "([\w-]+)":? ?(.*)', text)

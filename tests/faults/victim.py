@@ -18,9 +18,9 @@ from tests.faults.world import STEPS, Trip, World
 from torch.nn.parallel import DistributedDataParallel
 
 import flatwise
+from flatwise.files import write_atomically
 from flatwise.lab import checkpoint as lab_checkpoint
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.files import write_atomically
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import Job, run_job
 from flatwise.lab.methods import parse_methods

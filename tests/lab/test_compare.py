@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from flatwise.errors import TrainingError, UserError
 from flatwise.lab import tasks
 from flatwise.lab.compare import command, compare, protocol
 from flatwise.lab.config import CompareConfig, flag
 from flatwise.lab.data import load_data
-from flatwise.lab.errors import LabError, TrainingError
 from flatwise.lab.pool import Pool
 
 Make = Callable[..., CompareConfig]
@@ -132,7 +132,7 @@ def test_equal_compute_reports_one_base_and_keeps_both(tiny: Make) -> None:
 
 def test_nothing_is_written_where_the_settings_are_wrong(tiny: Make, tmp_path: Path) -> None:
     for settings in ({"methods": "sgd,samm"}, {"train_size": 5000}):
-        with pytest.raises(LabError):
+        with pytest.raises(UserError):
             compare(tiny(**settings))
     assert not (tmp_path / "runs").exists()
 
@@ -290,7 +290,7 @@ def test_the_default_comparison_shows_the_gain(tmp_path: Path) -> None:
 def test_residual_networks_on_fashion_mnist(tmp_path: Path, model: str) -> None:
     try:
         load_data("fashion-mnist")
-    except LabError as error:
+    except UserError as error:
         pytest.skip(str(error))
     config = CompareConfig(
         methods="sgd,sam",

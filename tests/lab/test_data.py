@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from flatwise.errors import UserError
 from flatwise.lab import data as module
 from flatwise.lab.data import load_data, stratified_indices
-from flatwise.lab.errors import LabError
 from flatwise.lab.idx import read_idx
 
 
@@ -87,7 +87,7 @@ def test_fashion_mnist_downloaded(tmp_path: Path, write_idx, monkeypatch: pytest
 
 
 def test_the_error_lists_the_three_ways(tmp_path: Path) -> None:
-    with pytest.raises(LabError) as caught:
+    with pytest.raises(UserError) as caught:
         load_data("fashion-mnist", str(tmp_path / "empty"))
     text = str(caught.value)
     for part in (
@@ -104,7 +104,7 @@ def test_the_error_lists_the_three_ways(tmp_path: Path) -> None:
 def test_three_files_of_four_are_not_enough(tmp_path: Path, write_idx) -> None:
     write_idx(tmp_path, packed=False)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(LabError, match="not found"):
+    with pytest.raises(UserError, match="not found"):
         load_data("fashion-mnist", str(tmp_path))
 
 
@@ -120,7 +120,7 @@ def test_three_files_of_four_are_not_enough(tmp_path: Path, write_idx) -> None:
 def test_damaged_idx_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
-    with pytest.raises(LabError, match=message):
+    with pytest.raises(UserError, match=message):
         read_idx(path)
 
 
@@ -128,7 +128,7 @@ def test_a_cut_off_packed_file_is_named(tmp_path: Path, write_idx) -> None:
     write_idx(tmp_path, packed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(LabError, match=r"cannot read .*train-images"):
+    with pytest.raises(UserError, match=r"cannot read .*train-images"):
         read_idx(path)
 
 
@@ -136,5 +136,5 @@ def test_images_and_labels_must_belong_together(tmp_path: Path, write_idx) -> No
     write_idx(tmp_path, packed=False)
     write_idx(tmp_path / "other", packed=False, train=50)
     (tmp_path / "other" / "train-labels-idx1-ubyte").replace(tmp_path / "train-labels-idx1-ubyte")
-    with pytest.raises(LabError, match="60 and 50 entries"):
+    with pytest.raises(UserError, match="60 and 50 entries"):
         load_data("fashion-mnist", str(tmp_path))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from flatwise.errors import UserError
+from flatwise.files import read_json, write_atomically, write_json
 from flatwise.lab.config import NOT_PART_OF_THE_RESULT, CompareConfig
-from flatwise.lab.errors import LabError
-from flatwise.lab.files import read_json, write_atomically, write_json
 from flatwise.lab.folder import RunFolder, file_name
 
 OTHER = {
@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(LabError, match=f"pid {holder.pid}"), RunFolder(tmp_path).locked():
+        with pytest.raises(UserError, match=f"pid {holder.pid}"), RunFolder(tmp_path).locked():
             pass
         holder.kill()
         holder.wait()
@@ -82,7 +82,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path) -> N
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(LabError, match=r"cannot write .*results.json: No space left on device") as caught:
+    with pytest.raises(UserError, match=r"cannot write .*results.json: No space left on device") as caught:
         write_atomically(path, disk_full)
     assert caught.value.exit_code == 1
     assert read_json(path) == {"value": 1}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import flatwise
+from flatwise.errors import UserError
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import LabError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import Job, all_jobs, finished, run_job
 from flatwise.lab.loop import Trainer
@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tiny: Make, tmp_path: Path
     config, folder = tiny(methods="sgd"), folder_at(tmp_path)
     (tmp_path / "jobs").rmdir()
     (tmp_path / "jobs").write_text("not a folder")
-    with pytest.raises(LabError, match="cannot write") as caught:
+    with pytest.raises(UserError, match="cannot write") as caught:
         run_job(config, job_of(config), folder)
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,7 @@ from flatwise.lab.data import load_data
 from flatwise.lab.loop import Trainer, score
 from flatwise.lab.methods import parse_methods
 from flatwise.lab.models import build_model
-from flatwise.lab.seeds import derive, stream
+from flatwise.seeds import derive, stream
 
 SMALL = {"train_size": 200, "epochs": 3, "batch_size": 32}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import flatwise
+from flatwise.errors import UserError
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import LabError
 from flatwise.lab.methods import parse_methods, trained_methods, wrap
 
 
@@ -67,7 +67,7 @@ def test_m_is_the_micro_batch_size_and_brackets_hold_commas() -> None:
     ],
 )
 def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(LabError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         parse_methods(CompareConfig(**settings))
     assert "\n" not in str(caught.value)
 
@@ -81,7 +81,7 @@ def test_equal_compute_trains_a_longer_base() -> None:
 def test_a_comma_too_many_is_no_method() -> None:
     assert names(methods="sgd,,sam,") == ["sgd", "sam"]
     assert CompareConfig(methods="sgd,,sam,").identity() == CompareConfig(methods="sgd,sam").identity()
-    with pytest.raises(LabError, match="--methods names no method"):
+    with pytest.raises(UserError, match="--methods names no method"):
         names(methods=" ,")
 
 

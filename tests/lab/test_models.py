@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatwise.lab.errors import LabError
+from flatwise.errors import UserError
 from flatwise.lab.models import MODELS, build_model
 
 
@@ -37,5 +37,5 @@ def test_the_seed_alone_decides_the_weights() -> None:
 
 
 def test_an_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(LabError, match="did you mean 'resnet8'"):
+    with pytest.raises(UserError, match="did you mean 'resnet8'"):
         build_model("resnet9", 8, 10, seed=0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from flatwise.errors import UserError
 from flatwise.lab.data import load_data
-from flatwise.lab.errors import LabError
-from flatwise.lab.seeds import stream
 from flatwise.lab.split import Split, make_split, with_noise
+from flatwise.seeds import stream
 
 
 def split(seed: int = 0, **settings: object) -> Split:
@@ -74,5 +74,5 @@ def test_train_size_counts_the_validation_part() -> None:
     [({"train_size": 5000}, "more than the 1438"), ({"train_size": 2}, "leaves 2 to train on")],
 )
 def test_sizes_that_do_not_fit(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(LabError, match=message):
+    with pytest.raises(UserError, match=message):
         split(**settings)

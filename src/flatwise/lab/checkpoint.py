@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from flatwise.lab.files import write_atomically
+from flatwise.files import write_atomically
 
 
 @dataclass(frozen=True)

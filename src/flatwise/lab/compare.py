@@ -8,11 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from flatwise.files import read_json, write_json
 from flatwise.lab.config import CompareConfig, flag
 from flatwise.lab.curves import draw
 from flatwise.lab.data import ImageData, load_data
 from flatwise.lab.environment import cores, describe
-from flatwise.lab.files import read_json, write_json
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import Job, all_jobs, finished, identity
 from flatwise.lab.methods import Method, trained_methods
@@ -29,7 +29,7 @@ Result = dict[str, Any]
 def compare(config: CompareConfig) -> tuple[Result, RunFolder, bool]:
     """Train what is not trained yet, and put the numbers together.
 
-    A :class:`~flatwise.lab.errors.LabError` says in one line why settings, data or folder are of no use.
+    A :class:`~flatwise.errors.UserError` says in one line why settings, data or folder are of no use.
 
     Args:
         config: the settings.

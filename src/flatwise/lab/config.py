@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from flatwise.lab.errors import LabError
+from flatwise.errors import UserError
 
 # These change where and how fast a comparison runs, never a number in it, so the folder's name ignores them.
 NOT_PART_OF_THE_RESULT = frozenset({"out", "workers", "fresh", "quiet"})
@@ -71,20 +71,20 @@ class CompareConfig:
         """Refuse settings that cannot be meant.
 
         Raises:
-            LabError: a number outside its range.
+            UserError: a number outside its range.
         """
         for name in ("epochs", "seeds", "batch_size", "train_size", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise LabError(f"{flag(name)} must be at least 1, not {value}")
+                raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in ("rho", "lr", "weight_decay", "momentum"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise LabError(f"{flag(name)} must be a number of at least 0, not {value}")
+                raise UserError(f"{flag(name)} must be a number of at least 0, not {value}")
         if not 0 <= self.label_noise < 1:
-            raise LabError(f"--label-noise must be a share from 0 up to, not including, 1, not {self.label_noise}")
+            raise UserError(f"--label-noise must be a share from 0 up to, not including, 1, not {self.label_noise}")
         if not 0 < self.val_fraction < 1:
-            raise LabError(f"--val-fraction must be a share between 0 and 1, not {self.val_fraction}")
+            raise UserError(f"--val-fraction must be a share between 0 and 1, not {self.val_fraction}")
 
     @property
     def learning_rate(self) -> float:

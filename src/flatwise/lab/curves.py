@@ -7,8 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from flatwise.lab.errors import LabError
-from flatwise.lab.files import write_atomically
+from flatwise.errors import UserError
+from flatwise.files import write_atomically
 from flatwise.lab.statistics import estimate
 
 Result = dict[str, Any]
@@ -23,12 +23,12 @@ def draw(results: Result, runs: Mapping[str, Sequence[Result]], path: Path) -> N
         path: the PNG file.
 
     Raises:
-        LabError: matplotlib is missing.
+        UserError: matplotlib is missing.
     """
     try:
         from flatwise.report.figures import Panel, draw_panels
     except ImportError as error:
-        raise LabError("figures need matplotlib: pip install 'flatwise[lab]'") from error
+        raise UserError("figures need matplotlib: pip install 'flatwise[lab]'") from error
     config, data = results["config"], results["data"]
     noise = f", {100 * config['label_noise']:g} % wrong labels" if config["label_noise"] else ""
     count = config["seeds"]

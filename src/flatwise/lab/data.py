@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatwise.lab.errors import LabError, UnknownNameError
+from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.idx import find_idx, read_idx
-from flatwise.lab.seeds import stream
+from flatwise.seeds import stream
 
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CACHE_FOLDER = Path("~/.cache/flatwise")
@@ -75,7 +75,7 @@ def _digits() -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise LabError("the digits come with scikit-learn: pip install 'flatwise[lab]'") from error
+        raise UserError("the digits come with scikit-learn: pip install 'flatwise[lab]'") from error
     bunch = load_digits()
     inputs = torch.from_numpy(bunch.images).to(torch.float32).unsqueeze(1) / 16
     labels = torch.from_numpy(bunch.target).to(torch.int64)
@@ -133,7 +133,7 @@ def _fashion_mnist(root: Path | None) -> ImageData:
         FashionMNIST(str(target), download=True)
     # torchvision raises RuntimeError after its last mirror, urllib and the disk raise OSError.
     except (ImportError, RuntimeError, OSError) as error:
-        raise LabError(
+        raise UserError(
             f"Fashion-MNIST not found. Three ways to provide it: (1) its four IDX files, packed or not, in "
             f"{SYSTEM_FOLDER}; (2) the torchvision layout FashionMNIST/raw/ under --data-root (looked in "
             f"{root if root is not None else 'none given'}); (3) a connection, so that torchvision downloads "
@@ -150,7 +150,7 @@ def _from_idx(paths: list[Path]) -> ImageData:
         (paths[2], test_images, test_labels),
     ):
         if len(images) != len(labels) or images.dim() != 3:
-            raise LabError(f"{path} and its labels do not belong together: {len(images)} and {len(labels)} entries")
+            raise UserError(f"{path} and its labels do not belong together: {len(images)} and {len(labels)} entries")
     return _standardised(
         "fashion-mnist",
         train_images.unsqueeze(1).to(torch.float32) / 255,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from flatwise.lab.errors import CannotWriteError, LabError
+from flatwise.errors import CannotWriteError, UserError
 
 if sys.platform == "win32":
     import msvcrt
@@ -135,7 +135,7 @@ class RunFolder:
 
         Raises:
             CannotWriteError: the place cannot be written.
-            LabError: another process is in the folder.
+            UserError: another process is in the folder.
         """
         self.create()
         path = self.path / ".lock"
@@ -147,7 +147,7 @@ class RunFolder:
             if not _acquire(file):
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
-                raise LabError(
+                raise UserError(
                     f"another process (pid {owner}) is writing to {self.path}; wait for it, or use another --out"
                 )
             try:

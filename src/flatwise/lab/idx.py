@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatwise.lab.errors import LabError
+from flatwise.errors import UserError
 
 UNSIGNED_BYTE = 0x08
 
@@ -40,21 +40,21 @@ def read_idx(path: Path) -> Tensor:
         A uint8 tensor of the shape that the file states.
 
     Raises:
-        LabError: the file is not IDX, holds another type, or is cut off.
+        UserError: the file is not IDX, holds another type, or is cut off.
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
-        raise LabError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}: {error}") from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != UNSIGNED_BYTE:
-        raise LabError(f"{path} is not an IDX file of unsigned bytes")
+        raise UserError(f"{path} is not an IDX file of unsigned bytes")
     dimensions = raw[3]
     start = 4 + 4 * dimensions
     if len(raw) < start:
-        raise LabError(f"{path} is cut off inside its header")
+        raise UserError(f"{path} is cut off inside its header")
     shape = struct.unpack(f">{dimensions}I", raw[4:start])
     values = torch.frombuffer(bytearray(raw[start:]), dtype=torch.uint8) if len(raw) > start else torch.empty(0)
     expected = int(torch.tensor(shape, dtype=torch.int64).prod())
     if values.numel() != expected:
-        raise LabError(f"{path} holds {values.numel()} values where its header states {expected}")
+        raise UserError(f"{path} holds {values.numel()} values where its header states {expected}")
     return values.reshape(shape).to(torch.uint8)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from flatwise.errors import CannotWriteError
+from flatwise.files import finite, read_json, write_atomically, write_json
 from flatwise.lab.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flatwise.lab.config import CompareConfig
 from flatwise.lab.data import load_data
-from flatwise.lab.errors import CannotWriteError
-from flatwise.lab.files import finite, read_json, write_atomically, write_json
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.loop import Trainer, score
 from flatwise.lab.methods import Method, trained_methods

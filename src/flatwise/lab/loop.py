@@ -15,8 +15,8 @@ from flatwise.lab.config import CompareConfig
 from flatwise.lab.data import ImageData
 from flatwise.lab.methods import Method, base_optimizer, wrap
 from flatwise.lab.models import build_model
-from flatwise.lab.seeds import derive, stream
 from flatwise.lab.split import Split, make_split
+from flatwise.seeds import derive, stream
 
 Batch = tuple[Tensor, Tensor]
 EVALUATION_BATCH = 512

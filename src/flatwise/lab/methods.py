@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import flatwise
+from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import LabError, UnknownNameError
 
 ALIASES = {"m": "micro_batch_size"}
 NUMBERS = {"inf": math.inf, "true": True, "false": False}
@@ -52,19 +52,19 @@ def parse_methods(config: CompareConfig) -> list[Method]:
         The methods, in the order given.
 
     Raises:
-        LabError: an unknown method or option, a bad value, or the same method twice.
+        UserError: an unknown method or option, a bad value, or the same method twice.
     """
     methods = [_parse(text, config) for text in _texts(config.methods)]
     names = [method.name for method in methods]
     if not names:
-        raise LabError("--methods names no method; for example --methods sgd,sam")
+        raise UserError("--methods names no method; for example --methods sgd,sam")
     for name in names:
         if names.count(name) > 1:
-            raise LabError(
+            raise UserError(
                 f"the method {name!r} is listed twice; options tell two apart, as in sam:rho=0.1,sam:rho=0.5"
             )
     if config.equal_compute and config.optimizer not in names:
-        raise LabError(f"--equal-compute doubles the epochs of the base: add {config.optimizer} to --methods")
+        raise UserError(f"--equal-compute doubles the epochs of the base: add {config.optimizer} to --methods")
     return methods
 
 
@@ -88,10 +88,10 @@ def _parse(text: str, config: CompareConfig) -> Method:
     base = config.optimizer
     if variant in {base, "base"}:
         if assignments:
-            raise LabError(f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}")
+            raise UserError(f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}")
         return Method(base, None)
     if variant in {"sgd", "adamw"}:
-        raise LabError(f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}")
+        raise UserError(f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}")
     known = list(flatwise.list_variants())
     if variant not in known:
         raise UnknownNameError("method", variant, [base, *known])
@@ -113,7 +113,7 @@ def _default_rho(variant: str, config: CompareConfig) -> float:
 def _assignment(part: str, text: str) -> tuple[str, Any]:
     name, equals, value = part.partition("=")
     if not equals:
-        raise LabError(f"in {text!r}, {part!r} is no option; options look like rho=0.5")
+        raise UserError(f"in {text!r}, {part!r} is no option; options look like rho=0.5")
     name = ALIASES.get(name, name)
     if value in NUMBERS:
         return name, NUMBERS[value]
@@ -131,7 +131,7 @@ def _check(method: Method, config: CompareConfig) -> None:
         wrap(method, base_optimizer(config, list(model.parameters())), total_steps=100, model=model)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise LabError(f"method {method.name!r}: {reason}") from error
+        raise UserError(f"method {method.name!r}: {reason}") from error
 
 
 def wrap(

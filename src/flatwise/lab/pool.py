@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import TracebackType
 
+from flatwise.errors import CannotWriteError, TrainingError, UserError
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import CannotWriteError, LabError, TrainingError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
@@ -97,7 +97,7 @@ class Pool:
         for task in tasks:
             try:
                 perform(self._config, self._folder, task, self._on_event)
-            except LabError:
+            except UserError:
                 raise
             except Exception as error:  # one line for the user, as from a worker; the rest is in the log
                 self._folder.worker_log(0).write_text(traceback.format_exc(), encoding="utf-8")

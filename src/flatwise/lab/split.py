@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatwise.errors import UserError
 from flatwise.lab.data import ImageData
-from flatwise.lab.errors import LabError
-from flatwise.lab.seeds import stream
+from flatwise.seeds import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +52,15 @@ def make_split(
         The samples.
 
     Raises:
-        LabError: the sizes leave nothing to train or to validate on.
+        UserError: the sizes leave nothing to train or to validate on.
     """
     available = len(data.train_labels)
     size = available if train_size is None else train_size
     if size > available:
-        raise LabError(f"train-size {size} is more than the {available} training images of {data.name}")
+        raise UserError(f"train-size {size} is more than the {available} training images of {data.name}")
     held = round(validation_share * size)
     if held < 1 or held >= size:
-        raise LabError(f"train-size {size} with val-fraction {validation_share} leaves {size - held} to train on")
+        raise UserError(f"train-size {size} with val-fraction {validation_share} leaves {size - held} to train on")
     chosen = torch.randperm(available, generator=stream(seed, "split"))[:size]
     validation, training = chosen[:held], chosen[held:]
     true_labels = data.train_labels[training]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from flatwise.files import write_json
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.files import write_json
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import all_jobs, identity, run_job
 from flatwise.lab.timing import time_methods

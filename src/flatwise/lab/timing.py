@@ -13,7 +13,7 @@ from flatwise.lab.config import CompareConfig
 from flatwise.lab.data import load_data
 from flatwise.lab.loop import Trainer
 from flatwise.lab.methods import Method, trained_methods
-from flatwise.lab.seeds import stream
+from flatwise.seeds import stream
 
 WARM_UP = 3
 ROUNDS = 20

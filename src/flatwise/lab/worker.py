@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+from flatwise.errors import UserError
 from flatwise.lab.config import config_from
-from flatwise.lab.errors import LabError
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
@@ -48,7 +48,7 @@ def serve(lines: TextIO, replies: TextIO) -> None:
         task = json.loads(incoming.get())
         try:
             perform(config, folder, task, send)
-        except LabError as error:
+        except UserError as error:
             send({"event": "error", "task": task, "text": str(error)})
         except Exception as error:  # whatever it is, the parent must hear of it
             traceback.print_exc()

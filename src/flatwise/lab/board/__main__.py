@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flatwise.errors import UserError
 from flatwise.lab.board.page import write_page
 from flatwise.lab.board.plan import SEEDS, TASKS, Task, all_methods, chosen
 from flatwise.lab.board.store import Store
 from flatwise.lab.board.train import train
 from flatwise.lab.environment import cores
-from flatwise.lab.errors import LabError
 
 INTERRUPTED = 130
 
@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None, tasks: Sequence[Task] = TASKS) -> i
             wanted = [task for task in tasks if task.name in names]
             train(wanted, methods, options.seeds, store, options.runs, options.workers, fresh=options.fresh)
         write_page(tasks, store, options.page)
-    except LabError as error:
+    except UserError as error:
         print(f"board: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

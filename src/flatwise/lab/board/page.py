@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+from flatwise.errors import CannotWriteError, UserError
+from flatwise.files import read_json, write_atomically
 from flatwise.lab.board.plan import BASE, LONGER, SEEDS, Task, all_methods, entries
 from flatwise.lab.board.store import Store
 from flatwise.lab.board.summary import Row, front, progress, rows_of
-from flatwise.lab.errors import CannotWriteError, LabError
-from flatwise.lab.files import read_json, write_atomically
 from flatwise.lab.statistics import Estimate
 
 BEGIN = "<!-- The rest is written by `make board`: do not edit it. -->"
@@ -27,7 +27,7 @@ def write_page(tasks: Sequence[Task], store: Store, page: Path) -> None:
         page: the page.
 
     Raises:
-        LabError: there is no page with the mark, or matplotlib is missing.
+        UserError: there is no page with the mark, or matplotlib is missing.
         CannotWriteError: the page's own text could not be read.
     """
     try:
@@ -35,7 +35,7 @@ def write_page(tasks: Sequence[Task], store: Store, page: Path) -> None:
     except OSError as error:
         raise CannotWriteError(page, error) from error
     if BEGIN not in text:
-        raise LabError(f"{page} has no line {BEGIN!r}, after which the board could write")
+        raise UserError(f"{page} has no line {BEGIN!r}, after which the board could write")
     tables = [(task, rows_of(task, all_methods(), store)) for task in tasks]
     shown = [(task, rows) for task, rows in tables if len(rows) > 1]
     parts = [text.partition(BEGIN)[0] + BEGIN]
@@ -51,7 +51,7 @@ def _draw(shown: Sequence[tuple[Task, Sequence[Row]]], folder: Path) -> None:
     try:
         from flatwise.report.board import Curve, Dot, draw_costs, draw_radii
     except ImportError as error:
-        raise LabError("figures need matplotlib: pip install 'flatwise[lab]'") from error
+        raise UserError("figures need matplotlib: pip install 'flatwise[lab]'") from error
     costs, curves = [], {name: [] for name in all_methods() if name not in (BASE, LONGER)}  # type: ignore[var-annotated]
     for task, rows in shown:
         best = front(rows)

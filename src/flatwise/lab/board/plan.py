@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import flatwise
+from flatwise.errors import UnknownNameError
 from flatwise.lab.config import CompareConfig
-from flatwise.lab.errors import UnknownNameError
 
 BASE = "sgd"
 LONGER = "sgd-2x-epochs"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flatwise.errors import CannotWriteError
+from flatwise.files import read_json, write_json
 from flatwise.lab.board.plan import Entry, Task, settings_of
-from flatwise.lab.errors import CannotWriteError
-from flatwise.lab.files import read_json, write_json
 
 Result = dict[str, Any]
 KEPT = (

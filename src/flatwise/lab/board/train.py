@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from flatwise.errors import UserError
+from flatwise.files import read_json
 from flatwise.lab.board.plan import BASE, LONGER, Entry, Task, config_for, entries
 from flatwise.lab.board.store import Store
 from flatwise.lab.environment import describe
-from flatwise.lab.errors import LabError
-from flatwise.lab.files import read_json
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import all_jobs
 from flatwise.lab.methods import Method
@@ -126,7 +126,7 @@ def train(
                 entry, seed = plan.places[event["task"]]
                 result = read_json(folder.job(entry.text, seed))
                 if result is None:
-                    raise LabError(f"the training {entry.text}, seed {seed}, left no result in {folder.path}")
+                    raise UserError(f"the training {entry.text}, seed {seed}, left no result in {folder.path}")
                 store.add(plan.task, entry, result, f"torch-{torch.__version__}")
                 left.advance(plan.expected[event["task"]])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from flatwise.lab.errors import UnknownNameError
+from flatwise.errors import UnknownNameError
 from flatwise.lab.models.resnet import resnet
 from flatwise.lab.models.small import cnn_small, mlp
 

@@ -1,4 +1,4 @@
-"""One kind of error for everything a user of the lab can get wrong: one line, and the nearest right name."""
+"""One kind of error for what a user of the lab and the measures can get wrong: one line, and the nearest right name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class LabError(ValueError):
-    """What keeps a comparison from running; its text is one line, fit to be shown as it is.
+class UserError(ValueError):
+    """What keeps a comparison or a measurement from running; its text is one line, fit to be shown as it is.
 
     Attributes:
         exit_code: what the command returns; 2 where the user can mend the command, 1 where something failed.
@@ -31,7 +31,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-class UnknownNameError(LabError):
+class UnknownNameError(UserError):
     """A name that does not exist; the text has the nearest one and the list of all.
 
     Args:
@@ -45,7 +45,7 @@ class UnknownNameError(LabError):
         super().__init__(f"unknown {kind} {word!r}{nearest(word, names)} (known: {', '.join(names)})")
 
 
-class TrainingError(LabError):
+class TrainingError(UserError):
     """A run that failed, or a training process that ended on its own.
 
     Attributes:
@@ -55,7 +55,7 @@ class TrainingError(LabError):
     exit_code: int = 1
 
 
-class CannotWriteError(LabError):
+class CannotWriteError(UserError):
     """A file or folder that cannot be written: the disk is full, or not ours.
 
     Args:

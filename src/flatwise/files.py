@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flatwise.lab.errors import CannotWriteError
+from flatwise.errors import CannotWriteError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:

@@ -1,0 +1,5 @@
+"""How flat a minimum is: sharpness, Hessian, landscape, bound, doctor.
+
+Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` (one batch, or any iterable of
+batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
+"""
