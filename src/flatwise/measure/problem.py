@@ -43,8 +43,8 @@ class Problem:
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of the batch as one number.
         data: one batch, or an iterable of batches, read once.
         parameters: which parameters the measure is about; None: all that are trainable.
-        mode: ``"eval"``: batch normalisation and dropout as at test time. ``"train"``: batch statistics and dropout, with
-            the same masks in every evaluation. ``"as is"``: as the model is.
+        mode: ``"eval"``: batch normalisation and dropout as at test time. ``"train"``: batch statistics and dropout,
+            with the same masks in every evaluation. ``"as is"``: as the model is.
         micro_batch_size: evaluate at most so many samples at once; None: a batch at once.
         seed: seeds what the loss draws, anew before every part.
         process_group: a ``torch.distributed`` group whose processes each bring their own share of the data; None: this
@@ -238,9 +238,6 @@ class Problem:
 
         Returns:
             The loss, and the gradient, shape (weights,).
-
-        Raises:
-            UserError: if the loss depends on none of the parameters.
         """
         alone = parts is not None
         parts = self.parts if parts is None else parts
@@ -278,7 +275,7 @@ class Problem:
         """
         if not loss.requires_grad:
             raise UserError("the loss depends on none of the parameters: is it computed under no_grad, or detached?")
-        grads = list(torch.autograd.grad(loss, self.params, allow_unused=True, **options))
+        grads: list[Tensor | None] = list(torch.autograd.grad(loss, self.params, allow_unused=True, **options))
         if all(g is None for g in grads):
             raise UserError("the loss depends on none of the parameters that were chosen")
         return grads
@@ -309,7 +306,7 @@ class Problem:
         Returns:
             One for each parameter; views where nothing has to be converted.
         """
-        rows = vector.split([p.numel() for p in self.params])
+        rows = torch.split(vector, [p.numel() for p in self.params])
         return [r.view(p.shape).to(device=p.device, dtype=p.dtype) for r, p in zip(rows, self.params, strict=True)]
 
     def summed(self, tensor: Tensor) -> Tensor:

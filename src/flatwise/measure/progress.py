@@ -71,5 +71,5 @@ class Bar:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._progress.add_task(self._label, total=self._total, completed=self._done)
+        self._task = self._progress.add_task(self._label, total=self._total, completed=int(self._done))
         self._progress.start()

@@ -17,8 +17,8 @@ class Conditions:
         samples: over all processes.
         batches: as given, over all processes.
         micro_batch_size: the largest number of samples evaluated at once.
-        mode: ``"eval"``, ``"train"`` or ``"as is"``: batch normalisation and dropout as at test time, as in training, or
-            as the caller left them.
+        mode: ``"eval"``, ``"train"`` or ``"as is"``: batch normalisation and dropout as at test time, as in training,
+            or as the caller left them.
         seed: of everything that is drawn.
         weights: number of weights that the measure is about.
         unused: names of parameters that the loss does not depend on.

@@ -27,7 +27,7 @@ def selected(model: Module, parameters: Parameters) -> tuple[dict[str, Tensor], 
     Raises:
         UserError: if nothing was found, or a name or tensor is not of the model.
     """
-    everything = dict(model.named_parameters())
+    everything: dict[str, Tensor] = dict(model.named_parameters())
     if parameters is None:
         wanted = everything
     elif isinstance(parameters, str):
