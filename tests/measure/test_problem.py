@@ -181,7 +181,7 @@ def test_parameters_that_are_not_there_are_refused(parameters, message):
 
 def test_a_frozen_model_is_refused_by_name():
     model = network().requires_grad_(False)
-    with pytest.raises(UserError, match="0.weight, 0.bias, 2.weight are frozen"):
+    with pytest.raises(UserError, match=r"0\.weight, 0\.bias, 2\.weight are frozen"):
         selected(model, None)
 
 
