@@ -3,3 +3,19 @@
 Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` (one batch, or any iterable of
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
+
+from flatwise.measure.density import Density, hessian_density
+from flatwise.measure.determinism import Determinism, determinism
+from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
+from flatwise.measure.trace import Trace, hessian_trace
+
+__all__ = [
+    "Density",
+    "Determinism",
+    "Eigenvalues",
+    "Trace",
+    "determinism",
+    "hessian_density",
+    "hessian_eigenvalues",
+    "hessian_trace",
+]
