@@ -4,18 +4,36 @@ Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` 
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
 
+from flatwise.measure.bound import PacBayesBound, bounded_loss, pac_bayes_bound
+from flatwise.measure.curvature import WarmStart
 from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
+from flatwise.measure.ranking import Ranking, compare_sharpness
+from flatwise.measure.rows import Row, Sharpness
+from flatwise.measure.sharpness import sharpness
 from flatwise.measure.trace import Trace, hessian_trace
+from flatwise.measure.track import Record, Tracker, track
 
 __all__ = [
     "Density",
     "Determinism",
     "Eigenvalues",
+    "PacBayesBound",
+    "Ranking",
+    "Record",
+    "Row",
+    "Sharpness",
     "Trace",
+    "Tracker",
+    "WarmStart",
+    "bounded_loss",
+    "compare_sharpness",
     "determinism",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "pac_bayes_bound",
+    "sharpness",
+    "track",
 ]
