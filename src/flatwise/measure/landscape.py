@@ -22,14 +22,16 @@ from flatwise.measure.data import read_batches
 from flatwise.measure.directions import Normalize
 from flatwise.measure.landscape_result import UNKNOWN, Landscape
 from flatwise.measure.problem import LossFn, Mode, Problem
-from flatwise.measure.progress import Bar
 from flatwise.measure.result import Cost
 from flatwise.measure.select import Parameters
 from flatwise.measure.sheet import BatchNorm, Sheet, norms_of
 from flatwise.measure.spans import Aim, Directions, Span, span_of
-from flatwise.measure.survey import Survey, everywhere, fingerprint_of, is_known
+from flatwise.measure.survey import Survey, fingerprint_of
 
 Axis = tuple[float, float]
+
+SMALLEST = 9
+"""Points on an axis below which there is nothing to refine."""
 
 
 def landscape(
@@ -48,6 +50,8 @@ def landscape(
     batch_norm: BatchNorm = "recompute",
     rho: float = 0.05,
     ball: Ball | None = None,
+    refine: bool = True,
+    tolerance: float = 0.02,
     path: str | Path | None = None,
     annotate: Mapping[str, Any] | None = None,
     parameters: Parameters = None,
@@ -79,6 +83,8 @@ def landscape(
             ``"frozen"``: keep those of the model, which fit other weights badly. ``"batch"``: statistics of each part.
         rho: radius of the SAM perturbation.
         ball: its shape; None: ``Ball()``.
+        refine: measure a plane of at least 9 x 9 points only where it bends, and predict the rest.
+        tolerance: the largest error of a prediction, as a share of the range.
         path: a JSON file that is written while points are measured. Where it holds part of the same landscape, only
             the rest is measured; where it holds all, nothing is.
         annotate: numbers to be printed on the figure, such as ``{"lambda_max": {"sgd": 31.2, "sam": 12.0}}``.
@@ -95,6 +101,8 @@ def landscape(
     Raises:
         UserError: for arguments that do not fit, or a file that holds something else.
     """
+    if not 0 < tolerance < 1:
+        raise UserError(f"tolerance is a share of the range, between 0 and 1, got {tolerance!r}")
     if scale not in ("own", "shared"):
         raise UserError(f"scale must be 'own' or 'shared', got {scale!r}")
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
@@ -118,13 +126,11 @@ def landscape(
     spans = [span_of(aim, problem, problems[0], progress=progress) for problem in problems]
     axes = _axes(spans[0], extent, points)
     sheets = [Sheet(p, s.vectors, batch_norm, s.centre) for p, s in zip(problems, spans, strict=True)]
-    start = _blank(tuple(models), axes, aim, sheets, spans, annotate or {}, None)
+    shortest = min(map(len, axes))
+    refines = refine and len(axes) == 2 and shortest >= SMALLEST
+    start = _blank(tuple(models), axes, aim, sheets, spans, annotate or {}, tolerance if refines else None)
     survey = Survey(start, sheets, None if path is None else Path(path))
-    points_to_see = everywhere(survey.seen)
-    with Bar("landscape", len(points_to_see) * len(models), shown=progress) as bar:
-        survey.visit(dict.fromkeys(range(len(models)), points_to_see), bar)
-    survey.put(complete=is_known(survey.seen))
-    survey.write()
+    survey.everything(progress=progress)
     return survey.seen
 
 
