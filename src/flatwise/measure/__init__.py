@@ -9,6 +9,8 @@ from flatwise.measure.curvature import WarmStart
 from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
+from flatwise.measure.landscape import landscape
+from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.sharpness import sharpness
@@ -19,12 +21,15 @@ __all__ = [
     "Density",
     "Determinism",
     "Eigenvalues",
+    "Landscape",
+    "Mark",
     "PacBayesBound",
     "Ranking",
     "Record",
     "Row",
     "Sharpness",
     "Trace",
+    "Track",
     "Tracker",
     "WarmStart",
     "bounded_loss",
@@ -33,6 +38,7 @@ __all__ = [
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "landscape",
     "pac_bayes_bound",
     "sharpness",
     "track",
