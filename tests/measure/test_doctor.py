@@ -95,7 +95,8 @@ def test_a_radius_of_the_right_size_is_fine():
     assert found.made == pytest.approx(1, abs=1e-4)
     assert found.perturbation.value == pytest.approx(0.1, rel=1e-4)
     assert 0.1 < found.gradient_change.value < 1
-    assert found.fall_base.value > 0 and found.fall_sam.value > 0
+    assert found.fall_base.value > 0
+    assert found.fall_sam.value > 0
     assert found.time_ratio > 0
 
 
@@ -321,7 +322,8 @@ def test_a_loop_that_leaves_the_closure_out():
 
     found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model)), train_step=train_step, **QUICK)
     assert (found.verdict, found.cause) == ("not applied", "the step raises")
-    assert "closure" in found.why and "optimizer.step(closure)" in found.change
+    assert "closure" in found.why
+    assert "optimizer.step(closure)" in found.change
 
 
 def test_a_loop_that_uses_one_loss_for_both_passes():
@@ -421,7 +423,8 @@ def test_nothing_of_the_users_is_changed(raises, older):
         doctor(model, counted, loader, optimizer, **QUICK)
     assert equal(before, state_of(model, optimizer))
     assert torch.equal(order, generator.get_state())
-    assert not model.training and scheduler.last_epoch == 0
+    assert not model.training
+    assert scheduler.last_epoch == 0
 
 
 def test_the_same_seed_gives_the_same_numbers():
