@@ -8,6 +8,8 @@ from flatwise.measure.bound import PacBayesBound, bounded_loss, pac_bayes_bound
 from flatwise.measure.curvature import WarmStart
 from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
+from flatwise.measure.diagnosis import Diagnosis
+from flatwise.measure.doctor import doctor
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
@@ -20,6 +22,7 @@ from flatwise.measure.track import Record, Tracker, track
 __all__ = [
     "Density",
     "Determinism",
+    "Diagnosis",
     "Eigenvalues",
     "Landscape",
     "Mark",
@@ -35,6 +38,7 @@ __all__ = [
     "bounded_loss",
     "compare_sharpness",
     "determinism",
+    "doctor",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
