@@ -3,3 +3,8 @@
 Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` (one batch, or any iterable of
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
+
+from flatwise.measure.landscape import landscape
+from flatwise.measure.landscape_result import Landscape, Mark, Track
+
+__all__ = ["Landscape", "Mark", "Track", "landscape"]
