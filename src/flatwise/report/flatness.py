@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flatwise.measure.result import digits
@@ -13,6 +13,8 @@ from flatwise.report.markup import Markup, join, tag
 from flatwise.report.scales import short
 from flatwise.report.tables import Cell, table
 
+MOST = 400
+"""Points of a spectrum that are drawn."""
 DEPTH = 1e-6
 """A density below this share of its peak is drawn at the floor."""
 
@@ -30,16 +32,13 @@ def sharpness_table(measures: Mapping[str, Data]) -> Markup:
     if not tables:
         return Markup("")
     first = next(iter(tables.values()))
-    found = {name: {_key(row): row for row in entry["rows"]} for name, entry in tables.items()}
-    order = dict.fromkeys(key for rows in found.values() for key in rows)
     rows, notes = [], []
-    for key in order:
-        there = {name: rows_of[key] for name, rows_of in found.items() if key in rows_of}
-        one = next(iter(there.values()))
-        cells = [_value(there.get(name)) for name in tables]
+    for name, there in side_by_side(tables).items():
+        cells = [_value(there.get(method)) for method in tables]
         spent = max(row["gradient_evaluations"] for row in there.values())
-        rows.append([Cell(one["name"]), Cell(setting_words(one["settings"])), *cells, Cell(f"{spent:.3g}", spent)])
-        notes.append(one["meaning"])
+        words = setting_words(shared_settings(there))
+        rows.append([Cell(name.replace("_", " ")), Cell(words), *cells, Cell(f"{spent:.3g}", spent)])
+        notes.append(next(iter(there.values()))["meaning"])
     headings = ["measure", "settings", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())
@@ -57,8 +56,37 @@ def sharpness_table(measures: Mapping[str, Data]) -> Markup:
     )
 
 
-def _key(row: Data) -> tuple[str, str]:
-    return row["name"], str(row["settings"])
+def side_by_side(tables: Mapping[str, Data]) -> dict[str, dict[str, Data]]:
+    """Put the rows of several tables of sharpness beside one another.
+
+    Args:
+        tables: by the method, each with ``rows``.
+
+    Returns:
+        For each measure the row of each method that has it.
+    """
+    found: dict[str, dict[str, Data]] = {}
+    for method, table_of in tables.items():
+        for row in table_of["rows"]:
+            found.setdefault(row["name"], {})[method] = row
+    return found
+
+
+def shared_settings(rows: Mapping[str, Data]) -> dict[str, Any]:
+    """Find the settings in which all rows agree: the rest was found out on the way.
+
+    Args:
+        rows: of one measure, by the method.
+
+    Returns:
+        Names and values.
+    """
+    first, *others = (row["settings"] for row in rows.values())
+    return {
+        key: value
+        for key, value in first.items()
+        if not key.startswith("error_of") and all(other.get(key) == value for other in others)
+    }
 
 
 def _value(row: Data | None) -> Cell:
@@ -67,21 +95,20 @@ def _value(row: Data | None) -> Cell:
     return Cell(digits(row["value"], row["standard_error"]).replace("-", "\N{MINUS SIGN}"), row["value"])
 
 
-def setting_words(settings: Any) -> str:
+def setting_words(settings: Mapping[str, Any]) -> str:
     """Write what a number was measured with.
 
     Args:
-        settings: names and values, or text.
+        settings: names and values.
 
     Returns:
         Such as ``"rho = 0.05, m = 128"``.
     """
-    if isinstance(settings, Mapping):
-        parts = [
-            f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in settings.items()
-        ]
-        return ", ".join(parts) or "\N{EN DASH}"
-    return str(settings)
+    parts = [
+        f"{key.replace('_', ' ')} = {value:.3g}" if isinstance(value, float) else f"{key.replace('_', ' ')} = {value}"
+        for key, value in settings.items()
+    ]
+    return ", ".join(parts) or "\N{EN DASH}"
 
 
 def condition_words(conditions: Data) -> str:
@@ -139,8 +166,7 @@ def spectrum_figure(measures: Mapping[str, Data], stem: str) -> Figure | None:
 
 
 def _line(name: str, density: Data) -> Line:
-    def finite(key: str) -> Sequence[float | None]:
-        values: Sequence[float | None] = density[key]
-        return values
-
-    return Line(name, density["grid"], finite("density"), finite("low"), finite("high"))
+    # More points than can be told apart make the page heavy.
+    step = max(1, len(density["grid"]) // MOST)
+    grid, values, low, high = (density[key][::step] for key in ("grid", "density", "low", "high"))
+    return Line(name, grid, values, low, high)

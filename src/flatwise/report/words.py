@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from flatwise.report.content import Comparison, Data
 
+NO_SHARPNESS = frozenset({"gradient_norm", "lambda_ratio"})
+"""Rows of the table that say something else than how sharp a minimum is."""
 BETTER, WORSE, OPEN, EQUAL = "better", "worse", "undecided", "the same"
 
 
@@ -101,7 +103,7 @@ def headline(found: Sequence[Answer]) -> str:
     if found[0].half is None:
         return "Not decided: one seed says nothing about chance."
     one = {BETTER: "Yes", WORSE: "No", EQUAL: "No", OPEN: "Not decided"}
-    mixed = "In part" if BETTER in kinds else "No" if OPEN not in kinds else "Not shown"
+    mixed = "In part" if BETTER in kinds else "No" if OPEN not in kinds else "Not shown to"
     return f"{one[kinds.pop()] if len(kinds) == 1 else mixed}: {'; '.join(groups)}."
 
 
@@ -172,16 +174,16 @@ def is_flatter(comparison: Comparison) -> list[str]:
             if key not in other:
                 continue
             gap, noise = _gap(other[key], base[key])
-            (open_ if abs(gap) <= 2 * noise else lower if gap < 0 else higher).append(key[0])
+            (open_ if abs(gap) <= 2 * noise else lower if gap < 0 else higher).append(key.replace("_", " "))
         total = len(lower) + len(higher) + len(open_)
         if total:
             sentences.append(_sentence(name, reference, lower, higher, open_, total))
     return sentences
 
 
-def _rows(comparison: Comparison, name: str) -> dict[tuple[str, str], Data]:
+def _rows(comparison: Comparison, name: str) -> dict[str, Data]:
     rows = comparison.measures.get(name, {}).get("sharpness", {}).get("rows", [])
-    return {(row["name"], str(row["settings"])): row for row in rows if _known(row["value"])}
+    return {row["name"]: row for row in rows if row["name"] not in NO_SHARPNESS and _known(row["value"])}
 
 
 def _known(value: object) -> bool:
@@ -200,7 +202,7 @@ def _sentence(name: str, reference: str, lower: list[str], higher: list[str], op
         return f"{name} is sharper than {reference} by all {total} measures."
     parts = [f"{name} is flatter than {reference} by {len(lower)} of {total} measures"]
     if higher:
-        parts.append(f"sharper by {len(higher)} ({listed(list(dict.fromkeys(higher)))})")
+        parts.append(f"sharper by {len(higher)} ({listed(higher)})")
     if open_:
-        parts.append(f"within the noise by {len(open_)} ({listed(list(dict.fromkeys(open_)))})")
+        parts.append(f"within the noise by {len(open_)} ({listed(open_)})")
     return f"{'; '.join(parts)}. Where measures disagree, none of them alone says what is flat."

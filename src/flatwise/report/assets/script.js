@@ -38,17 +38,17 @@ function colourAt(colours, share) {
 function projector(data, camera) {
   const a = camera.azimuth * Math.PI / 180, e = camera.elevation * Math.PI / 180;
   const [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
-  const scale = 0.36 * WIDTH * camera.zoom;
+  const scale = 0.31 * WIDTH * camera.zoom;
   return (x, y, height) => {
     const z = data.stretch * (2 * height - 1), front = x * sa + y * ca;
-    return [WIDTH / 2 + scale * (x * ca - y * sa), HEIGHT / 2 + 6 + scale * (front * se - z * ce), front * ce + z * se];
+    return [WIDTH / 2 + scale * (x * ca - y * sa), HEIGHT / 2 + scale * (front * se - z * ce), front * ce + z * se];
   };
 }
 function line(context, points) {
   context.beginPath();
   points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
 }
-function drawBox(context, data, camera, at, ink) {
+function drawBox(context, data, camera, at, ink, size) {
   const corners = [[-1, -1], [1, -1], [1, 1], [-1, 1]];
   context.strokeStyle = ink.edge;
   context.lineWidth = 1;
@@ -56,17 +56,18 @@ function drawBox(context, data, camera, at, ink) {
   context.closePath();
   context.stroke();
   context.fillStyle = ink.faint;
-  context.font = "11.5px system-ui, sans-serif";
-  // Names go on the two edges of the floor that are nearest.
-  const name = (fixed, text, ends) => {
-    const side = at(...fixed(1), 0)[2] > at(...fixed(-1), 0)[2] ? 1 : -1;
-    const middle = at(...fixed(side * 1.22), 0);
-    context.textAlign = "center";
-    context.fillText(`${text}, ${ends[0]} to ${ends[1]}`, limit(middle[0], 70, WIDTH - 70), limit(middle[1] + 10, 20, HEIGHT - 6));
+  context.font = `${size}px system-ui, sans-serif`;
+  // Each direction is named on that of its two edges of the floor which is nearer.
+  const name = (edge, text) => {
+    const side = at(...edge(1), 0)[2] > at(...edge(-1), 0)[2] ? 1 : -1;
+    const [x, y] = at(...edge(side * 1.1), 0), half = context.measureText(text).width / 2 + 2;
+    context.textAlign = x < WIDTH / 2 ? "right" : "left";
+    const [low, high] = x < WIDTH / 2 ? [2 * half, WIDTH] : [0, WIDTH - 2 * half];
+    context.fillText(text, limit(x, low, high), limit(y + size, size, HEIGHT - 5));
   };
   if (camera.elevation > -5) {
-    name((side) => [0, side], data.axes[0], data.ends.slice(0, 2));
-    name((side) => [side, 0], data.axes[1], data.ends.slice(2, 4));
+    name((side) => [0, side], data.axes[0]);
+    name((side) => [side, 0], data.axes[1]);
   }
   // The heights stand on the corner that is leftmost.
   const left = corners.reduce((best, corner) => (at(...corner, 0)[0] < at(...best, 0)[0] ? corner : best));
@@ -75,7 +76,7 @@ function drawBox(context, data, camera, at, ink) {
   context.textAlign = "right";
   for (const [share, text] of data.ticks) {
     const [x, y] = at(...left, share);
-    context.fillText(text, Math.max(x - 6, 34), y + 4);
+    context.fillText(text, Math.max(x - 6, context.measureText(text).width + 1), y + size / 3);
   }
 }
 function draw(canvas, data, surface, camera, ink) {
@@ -87,7 +88,8 @@ function draw(canvas, data, surface, camera, ink) {
   context.setTransform(wide / WIDTH, 0, 0, wide / WIDTH, 0, 0);
   context.lineJoin = "round";
   const at = projector(data, camera);
-  drawBox(context, data, camera, at, ink);
+  // Letters keep their size where the drawing is small.
+  drawBox(context, data, camera, at, ink, 12 * limit(WIDTH * ratio / wide, 1, 1.5));
   const heights = surface.heights, rows = heights.length, columns = heights[0].length, patches = [];
   const points = heights.map((row, i) => row.map((height, j) => (height === null ? null
     : at(2 * i / (rows - 1) - 1, 2 * j / (columns - 1) - 1, height))));
