@@ -39,11 +39,9 @@ def run(config: CompareConfig) -> int:
         The exit code.
     """
     from flatwise.lab.compare import compare, protocol
-    from flatwise.lab.reporting import write_report
     from flatwise.lab.table import console_for, print_sentences, print_table
 
     results, folder, was_there = compare(config)
-    page = write_report([folder.path])
     console = console_for(sys.stdout)
     if was_there:
         console.print(f"Already finished; read from {folder.results} (--fresh trains again).", markup=False)
@@ -53,5 +51,5 @@ def run(config: CompareConfig) -> int:
     print_sentences(results["verdict"], console)
     if not config.quiet:
         console.print(f"Curves, epochs and every number: {folder.path}", markup=False)
-    console.print(f"Report: {page}", markup=False)
+    console.print(f"Report: {folder.report}", markup=False)
     return 0

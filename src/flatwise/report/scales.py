@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -90,12 +92,19 @@ def spread(values: Sequence[float], *, log: bool = False, from_zero: bool = Fals
 
 
 def short(value: float) -> str:
-    """Write a tick.
+    """Write a number on an axis or in a sentence.
 
     Args:
         value: the number.
 
     Returns:
-        Such as ``"0.05"`` or ``"1e-06"``, with a true minus sign.
+        Such as ``"0.05"`` or ``"2.5 \u00b7 10\u207b\u2076"``, with a true minus sign.
     """
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:.4g}"
+    if "e" in text:
+        factor, _, power = text.partition("e")
+        power = str(int(power)).translate(SUPERSCRIPTS)
+        text = f"10{power}" if factor == "1" else f"{factor} \u00b7 10{power}"
+    elif value in (1e-3, 1e-4):  # with their neighbours on an axis
+        text = f"10{str(round(math.log10(value))).translate(SUPERSCRIPTS)}"
+    return text.replace("-", "\N{MINUS SIGN}")

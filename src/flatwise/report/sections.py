@@ -15,6 +15,7 @@ from flatwise.report.scales import short
 from flatwise.report.tables import Cell, definitions, table
 from flatwise.report.words import EQUAL, Answer, difference, signed
 
+ABOUT_THE_COMMAND = frozenset({"out", "fresh", "quiet"})
 BADGES = {"better": "\u25b2 better", "worse": "\u25bc worse", "undecided": "\u25c6 undecided", EQUAL: "\u25c6 the same"}
 
 
@@ -190,7 +191,11 @@ def settings(comparison: Comparison) -> Markup:
     ]
     versions = [(name, str(version)) for name, version in environment.get("packages", {}).items() if version]
     machine = [(name.replace("_", " "), str(value)) for name, value in environment.items() if name != "packages"]
-    plain = [(name.replace("_", " "), "\N{EN DASH}" if value is None else str(value)) for name, value in config.items()]
+    plain = [
+        (name.replace("_", " "), "\N{EN DASH}" if value is None else str(value))
+        for name, value in config.items()
+        if name not in ABOUT_THE_COMMAND
+    ]
     blocks = (
         ("Settings", plain),
         ("Methods", options),

@@ -137,7 +137,7 @@ def static_surface(surface: Surface, limits: Range, description: str) -> Markup:
     """
     losses = [[None if v is None or not math.isfinite(v) else v for v in row] for row in surface.losses]
     rows, columns = _thinned(len(losses)), _thinned(len(losses[0]))
-    scale = 0.31 * WIDTH
+    scale = 0.29 * WIDTH
 
     def place(i: int, j: int, z: float) -> tuple[float, float, float]:
         right, down, near = project(2 * i / (len(losses) - 1) - 1, 2 * j / (len(losses[0]) - 1) - 1, z)

@@ -38,7 +38,7 @@ function colourAt(colours, share) {
 function projector(data, camera) {
   const a = camera.azimuth * Math.PI / 180, e = camera.elevation * Math.PI / 180;
   const [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
-  const scale = 0.31 * WIDTH * camera.zoom;
+  const scale = 0.29 * WIDTH * camera.zoom;
   return (x, y, height) => {
     const z = data.stretch * (2 * height - 1), front = x * sa + y * ca;
     return [WIDTH / 2 + scale * (x * ca - y * sa), HEIGHT / 2 + scale * (front * se - z * ce), front * ce + z * se];
