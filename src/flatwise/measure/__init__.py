@@ -6,5 +6,7 @@ batches, read once), leaves everything as it was, and returns a frozen result th
 
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
+from flatwise.measure.rows import Row, Sharpness
+from flatwise.measure.sharpness import sharpness
 
-__all__ = ["Landscape", "Mark", "Track", "landscape"]
+__all__ = ["Landscape", "Mark", "Row", "Sharpness", "Track", "landscape", "sharpness"]
