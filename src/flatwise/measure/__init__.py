@@ -4,9 +4,29 @@ Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` 
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
 
+from flatwise.measure.density import Density, hessian_density
+from flatwise.measure.determinism import Determinism, determinism
+from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.sharpness import sharpness
+from flatwise.measure.trace import Trace, hessian_trace
 
-__all__ = ["Landscape", "Mark", "Row", "Sharpness", "Track", "landscape", "sharpness"]
+__all__ = [
+    "Density",
+    "Determinism",
+    "Eigenvalues",
+    "Landscape",
+    "Mark",
+    "Row",
+    "Sharpness",
+    "Trace",
+    "Track",
+    "determinism",
+    "hessian_density",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "landscape",
+    "sharpness",
+]
