@@ -6,6 +6,8 @@ batches, read once), leaves everything as it was, and returns a frozen result th
 
 from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
+from flatwise.measure.diagnosis import Diagnosis
+from flatwise.measure.doctor import doctor
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
@@ -16,6 +18,7 @@ from flatwise.measure.trace import Trace, hessian_trace
 __all__ = [
     "Density",
     "Determinism",
+    "Diagnosis",
     "Eigenvalues",
     "Landscape",
     "Mark",
@@ -24,6 +27,7 @@ __all__ = [
     "Trace",
     "Track",
     "determinism",
+    "doctor",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
