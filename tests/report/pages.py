@@ -120,7 +120,9 @@ def panels(names: list[str]) -> list[Panel]:
 
 def entry(names: list[str], *, measured: bool = True, name: str = "run", data_set: str = "digits") -> Entry:
     scales = [1.0, 0.2, 0.1, 0.9]
-    measures = {n: {"seed": 0, "sharpness": sharpness(s), "density": density(s)} for n, s in zip(names, scales, strict=False)}
+    measures = {
+        n: {"seed": 0, "sharpness": sharpness(s), "density": density(s)} for n, s in zip(names, scales, strict=False)
+    }
     missing = [] if measured else [Missing("loss surfaces", f"flatwise landscape {name}")]
     comparison = Comparison(
         name=name,

@@ -42,7 +42,7 @@ class Figure:
         return standalone(self.drawing if self.file is None else self.file)
 
 
-def figure(entry: Figure, level: str = "h4") -> Markup:
+def figure(entry: Figure, level: str) -> Markup:
     """Put a figure into the page.
 
     Args:

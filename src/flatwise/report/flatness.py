@@ -19,11 +19,12 @@ DEPTH = 1e-6
 """A density below this share of its peak is drawn at the floor."""
 
 
-def sharpness_table(measures: Mapping[str, Data]) -> Markup:
+def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
     """Write the measures of all methods side by side.
 
     Args:
         measures: by the method.
+        level: of the headings.
 
     Returns:
         The table with its conditions and cautions; empty where nothing was measured.
@@ -50,7 +51,7 @@ def sharpness_table(measures: Mapping[str, Data]) -> Markup:
             f"A gradient is one forward and backward pass over all samples. In all, {seconds:.0f} s.",
             class_="subtle",
         ),
-        join(tag("h4", "Cautions"), tag("ul", *(tag("li", text) for text in cautions), class_="plain"))
+        join(tag(level, "Cautions"), tag("ul", *(tag("li", text) for text in cautions), class_="plain"))
         if cautions
         else "",
     )

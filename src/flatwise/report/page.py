@@ -156,10 +156,10 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
             "Flatness",
             *(tag("p", sentence) for sentence in is_flatter(comparison) or [_nothing(comparison)]),
             figures(plane_figure(entry.plane, f"{prefix}landscape") if entry.plane else None),
-            sharpness_table(comparison.measures),
+            sharpness_table(comparison.measures, level[1]),
             figures(spectrum_figure(comparison.measures, f"{prefix}spectrum")),
         ),
-        section("Settings", settings(comparison)),
+        section("Settings", settings(comparison, level[1])),
     ]
     if not number:
         return join(*body)

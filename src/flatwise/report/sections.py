@@ -174,11 +174,12 @@ def _point(point: tuple[float, float] | None) -> Cell:
     return Cell(f"{short(mean)} \u00b1 {half:.2g}" if half else short(mean), mean)
 
 
-def settings(comparison: Comparison) -> Markup:
+def settings(comparison: Comparison, level: str) -> Markup:
     """Write the settings and the machine, and what repeats the comparison.
 
     Args:
         comparison: the run.
+        level: of the headings.
 
     Returns:
         Markup.
@@ -204,5 +205,5 @@ def settings(comparison: Comparison) -> Markup:
     )
     return join(
         tag("p", "This repeats it: ", tag("code", comparison.command)),
-        *(join(tag("h4", title), definitions(pairs)) for title, pairs in blocks),
+        *(join(tag(level, title), definitions(pairs)) for title, pairs in blocks),
     )
