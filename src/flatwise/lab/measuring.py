@@ -1,0 +1,111 @@
+"""``flatwise measure`` and ``flatwise landscape``: the measures, of a run's networks, into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flatwise.errors import CannotWriteError
+from flatwise.files import write_json
+from flatwise.lab.subjects import Subjects, known_measures
+from flatwise.measure import Landscape, hessian_density, landscape, sharpness
+
+SCHEMA = "flatwise.measures/1"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of each network.
+
+    Attributes:
+        samples: that were asked for.
+        rho: radius of the plain ball.
+        m: sizes of micro-batches.
+        spectrum: whether the density of the Hessian's eigenvalues is estimated too.
+    """
+
+    samples: int
+    rho: float
+    m: Sequence[int]
+    spectrum: bool
+
+
+def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Measure the networks, and write measures.json after each.
+
+    What was measured before with the same settings is kept.
+
+    Args:
+        subjects: the networks.
+        wanted: what to measure.
+        fresh: measure again what is there.
+        progress: whether bars may be shown on a terminal.
+
+    Returns:
+        An entry for each network that was asked for.
+    """
+    _make(subjects)
+    settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
+    entries = known_measures(subjects.folder, subjects.identity)
+    for name, model in subjects.models.items():
+        known = entries.get(name, {})
+        if not fresh and known.get("settings") == settings:
+            continue
+        table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
+        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": table.as_dict()}
+        if wanted.spectrum:
+            density = hessian_density(model, subjects.loss_fn, subjects.data, progress=progress)
+            entries[name]["density"] = density.as_dict()
+        content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries}
+        write_json(subjects.folder.measures, content)
+    return {name: entries[name] for name in subjects.models}
+
+
+def survey(
+    subjects: Subjects,
+    *,
+    points: int,
+    directions: Any,
+    line: bool,
+    extent: float | None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Landscape:
+    """Measure the loss around the networks, into landscape.json.
+
+    Args:
+        subjects: the networks.
+        points: on each axis.
+        directions: as :func:`flatwise.measure.landscape` takes them.
+        line: along a line, not over a plane.
+        extent: how far from the weights.
+        fresh: forget what the file holds.
+        progress: whether a bar may be shown on a terminal.
+
+    Returns:
+        The losses.
+    """
+    _make(subjects)
+    path = subjects.folder.landscape
+    if fresh:
+        path.unlink(missing_ok=True)
+    return landscape(
+        subjects.models,
+        subjects.loss_fn,
+        subjects.data,
+        directions=directions,
+        dimensions=1 if line else 2,
+        points=points,
+        extent=extent,
+        path=path,
+        seed=subjects.seed,
+        progress=progress,
+    )
+
+
+def _make(subjects: Subjects) -> None:
+    try:
+        subjects.folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWriteError(subjects.folder.path, error) from error
