@@ -102,7 +102,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from flatwise.report.figures import COLOURS, DASHES, FAINT, INK
+    from flatwise.report.bands import COLOURS
+    from flatwise.report.figures import DASHES, FAINT, INK
 
     epochs = results["settings"]["epochs"]
     figure = Figure(figsize=(4.4 * len(epochs), 4.1), dpi=150, layout="constrained")
