@@ -137,7 +137,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.grid(axis="y", color="#e3e3e3", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=FAINT)
-    figure.suptitle("The spectrum of the Hessian during training, without and with SAM\n", x=0.012, ha="left", fontsize=12, color=INK)
+    title = "The spectrum of the Hessian during training, without and with SAM\n"
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=INK)
     settings = results["settings"]
     config = settings["config"]
     caption = (
