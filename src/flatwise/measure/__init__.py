@@ -10,12 +10,15 @@ from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.diagnosis import Diagnosis
 from flatwise.measure.doctor import doctor
+from flatwise.measure.groups import by_group
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
+from flatwise.measure.samples import SamplesCurve, samples_curve
 from flatwise.measure.sharpness import sharpness
+from flatwise.measure.spectrum import Spectrum, spectrum
 from flatwise.measure.trace import Trace, hessian_trace
 from flatwise.measure.track import Record, Tracker, track
 
@@ -30,12 +33,15 @@ __all__ = [
     "Ranking",
     "Record",
     "Row",
+    "SamplesCurve",
     "Sharpness",
+    "Spectrum",
     "Trace",
     "Track",
     "Tracker",
     "WarmStart",
     "bounded_loss",
+    "by_group",
     "compare_sharpness",
     "determinism",
     "doctor",
@@ -44,6 +50,8 @@ __all__ = [
     "hessian_trace",
     "landscape",
     "pac_bayes_bound",
+    "samples_curve",
     "sharpness",
+    "spectrum",
     "track",
 ]
