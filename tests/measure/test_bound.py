@@ -80,7 +80,7 @@ def test_the_gaussian_form_is_never_above_the_printed_one():
 
 
 def test_the_complexity_is_the_divergence_of_the_two_gaussians():
-    """KL(N(w, sigma^2) | N(0, sigma^2 + |w|^2 / k)) = k/2 log(1 + |w|^2 / (k sigma^2)), and the terms hold half of it."""
+    """KL(N(w, sigma^2) | N(0, sigma^2 + |w|^2 / k)) = k/2 log(1 + |w|^2 / (k sigma^2)); the terms hold half of it."""
     n, k, rho = 1000, 7, 0.3
     w = torch.randn(k).double()
     sigma = noise(n, k, rho)

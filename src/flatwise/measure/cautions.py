@@ -83,8 +83,8 @@ def _about_noise(known: dict[str, Row]) -> Iterator[str]:
     norm, noise = known["gradient_norm"].value, known["gradient_norm"].settings.get("noise", 0.0)
     if noise > norm / 2:
         yield (
-            f"of the gradient's norm, {norm:.3g}, sampling alone would give {noise:.3g}: on these samples uphill is partly "
-            "noise, and the worst cases are larger than on more samples"
+            f"of the gradient's norm, {norm:.3g}, sampling alone would give {noise:.3g}: on these samples uphill is "
+            "partly noise, and the worst cases are larger than on more samples"
         )
 
 

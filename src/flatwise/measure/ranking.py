@@ -120,16 +120,8 @@ def compare_sharpness(tables: Mapping[str, Sharpness]) -> Ranking:
 
 
 # What a search happened to do, not what it was asked to do.
-_OUTCOMES = (
-    "noise",
-    "highest_after",
-    "error_of_draws",
-    "error_of_parts",
-    "residual",
-    "products",
-    "probes",
-    "sigma",
-    "method",
+_OUTCOMES = frozenset(
+    ("noise", "highest_after", "error_of_draws", "error_of_parts", "residual", "products", "probes", "sigma", "method")
 )
 
 
