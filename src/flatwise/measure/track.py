@@ -103,7 +103,7 @@ class Tracker:
         table = sharpness(
             self._model,
             self._loss_fn,
-            self._probe,
+            iter(self._probe),
             measures=self._measures,
             warm_start=self._warm,
             **{"progress": False, **self._options},
