@@ -50,10 +50,16 @@ def test_importing_flatwise_imports_torch_and_the_standard_library_only():
         "jsonargparse",
         "flatwise.lab",
         "flatwise.report",
+        "flatwise.measure",
     ],
 )
 def test_importing_flatwise_leaves_out(module):
     assert python(f"import sys, flatwise; print({module!r} in sys.modules)").strip() == "False"
+
+
+def test_the_measures_are_there_once_they_are_touched():
+    code = "import flatwise; print(flatwise.measure.__name__, hasattr(flatwise, 'measures'))"
+    assert python(code).split() == ["flatwise.measure", "False"]
 
 
 def test_the_public_names_are_there():

@@ -2,8 +2,10 @@
 
 ``SAM`` wraps any ``torch.optim`` optimizer; ``create`` makes a method of the family by its name. The four slots of a
 step (``GradientAscent`` with a ``Ball`` and a direction, a descent, ``Schedule``, ``Batching``) are there for those who
-compose.
+compose. ``flatwise.measure`` says how flat a minimum is; it is imported when it is first touched.
 """
+
+from typing import Any
 
 from flatwise.ascent import Ball, GradientAscent
 from flatwise.batching import Batching
@@ -55,3 +57,11 @@ __all__ = [
     "variant_info",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "measure":
+        import flatwise.measure
+
+        return flatwise.measure
+    raise AttributeError(f"module 'flatwise' has no attribute {name!r}")

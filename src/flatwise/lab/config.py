@@ -49,7 +49,7 @@ class CompareConfig:
     rho: float | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     dataset: Literal["digits", "fashion-mnist"] = "digits"
-    model: Literal["mlp", "cnn-small", "resnet8", "resnet20"] = "cnn-small"
+    model: Literal["mlp", "cnn-small", "cnn-plain", "resnet8", "resnet20"] = "cnn-small"
     epochs: int = 40
     seeds: int = 5
     batch_size: int = 64

@@ -4,7 +4,27 @@ Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` 
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
 
+from flatwise.measure.density import Density, hessian_density
+from flatwise.measure.determinism import Determinism, determinism
+from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
+from flatwise.measure.trace import Trace, hessian_trace
+from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
 
-__all__ = ["Landscape", "Mark", "Track", "landscape"]
+__all__ = [
+    "Density",
+    "Determinism",
+    "Eigenvalues",
+    "Landscape",
+    "Mark",
+    "Trace",
+    "Track",
+    "Trajectory",
+    "TrajectoryRecorder",
+    "determinism",
+    "hessian_density",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "landscape",
+]

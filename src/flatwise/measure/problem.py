@@ -94,14 +94,19 @@ class Problem:
         numbers = torch.tensor([self._local, len(self.batches)], dtype=torch.float64, device=self.device)
         self.samples, self._batches = map(int, self.summed(numbers).tolist())
         if not counted:
-            self._note("the samples of a batch could not be counted: every batch has the same weight")
+            self.note("the samples of a batch could not be counted: every batch has the same weight")
         if micro_batch_size is not None and self.batch_statistics:
-            self._note(
+            self.note(
                 f"batch normalisation sees {micro_batch_size} samples at a time, as micro_batch_size says: "
                 "the loss depends on it"
             )
 
-    def _note(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the notes of the conditions, once.
+
+        Args:
+            sentence: what a reader should know.
+        """
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -255,10 +260,18 @@ class Problem:
             loss_sum += loss.detach().double() * (part.samples / together)
         if not alone:
             total, loss_sum = self.summed(total), self.summed(loss_sum)
-            flags = torch.tensor([number in used for number in range(len(self.params))], device=self.device)
-            used_anywhere = self.summed(flags.double()).tolist()
-            self.unused = tuple(name for name, use in zip(self.names, used_anywhere, strict=True) if not use)
+            self.say_used(used)
         return float(loss_sum), total
+
+    def say_used(self, used: set[int]) -> None:
+        """Say which parameters the loss depends on; every process of the group says it.
+
+        Args:
+            used: their places, over all parts of this process.
+        """
+        flags = torch.tensor([number in used for number in range(len(self.params))], device=self.device)
+        used_anywhere = self.summed(flags.double()).tolist()
+        self.unused = tuple(name for name, use in zip(self.names, used_anywhere, strict=True) if not use)
 
     def gradients_of(self, loss: Tensor, **options: Any) -> list[Tensor | None]:
         """Differentiate by the parameters.

@@ -68,7 +68,13 @@ def seed_all(seed: int) -> None:
     Args:
         seed: any number >= 0.
     """
-    torch.manual_seed(seed)
+    # torch.manual_seed would also queue a seed for devices that were never used, which outlives the measure.
+    torch.default_generator.manual_seed(seed)
+    for device in (torch.cuda, torch.xpu):
+        if device.is_initialized():
+            device.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)

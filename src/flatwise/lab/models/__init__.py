@@ -9,12 +9,13 @@ from torch import nn
 
 from flatwise.errors import UnknownNameError
 from flatwise.lab.models.resnet import resnet
-from flatwise.lab.models.small import cnn_small, mlp
+from flatwise.lab.models.small import cnn_plain, cnn_small, mlp
 
 # name -> (side of the square image, classes) -> network
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "mlp": mlp,
     "cnn-small": cnn_small,
+    "cnn-plain": cnn_plain,
     "resnet8": lambda side, classes: resnet(1, classes),
     "resnet20": lambda side, classes: resnet(3, classes),
 }

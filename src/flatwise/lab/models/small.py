@@ -1,4 +1,4 @@
-"""Two networks small enough to train many times on a CPU: one without and one with convolutions."""
+"""Networks small enough to train many times on a CPU: one without and two with convolutions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def cnn_small(side: int, classes: int) -> nn.Module:
         The network.
     """
     width, hidden = 16, 128
-    pools = 1 if side <= 16 else 2
-    left = side // 2**pools
+    pools, left = _pools(side)
     return nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -58,3 +57,38 @@ def cnn_small(side: int, classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(hidden, classes),
     )
+
+
+def cnn_plain(side: int, classes: int) -> nn.Module:
+    """Build two convolutions and two linear layers without normalisation, for looking at the Hessian.
+
+    Normalisation makes a layer indifferent to the scale of its weights, so that the eigenvalues of the Hessian change
+    with that scale and nothing else; the spectra of Foret et al. (section 4.2) are of a network without it too.
+
+    Args:
+        side: height and width of the images.
+        classes: number of classes.
+
+    Returns:
+        The network.
+    """
+    width, hidden = 8, 32
+    pools, left = _pools(side)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        *([nn.MaxPool2d(2)] if pools == 2 else []),
+        nn.Flatten(),
+        nn.Linear(2 * width * left * left, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )
+
+
+def _pools(side: int) -> tuple[int, int]:
+    """Say how often images are halved, and what side is left."""
+    pools = 1 if side <= 16 else 2
+    return pools, side // 2**pools

@@ -1,0 +1,272 @@
+"""Products of the Hessian or the Gauss-Newton matrix with vectors, at the cost of two gradients each.
+
+The graph of the gradient is built once for each part and kept where memory allows; a product is then one backward pass
+through it. Where it does not fit, it is built anew each time (three gradients), on parts as large as fit. Where an
+operation has no double backward, products are finite differences.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flatwise.errors import UserError, nearest
+from flatwise.measure import determinism
+from flatwise.measure.data import Part
+from flatwise.measure.finite import FiniteDifferences
+from flatwise.measure.linearised import GaussNewtonPart, HessianPart, Linearised
+from flatwise.measure.memory import SHARE, Need, free_memory, kept_parts, need
+from flatwise.measure.problem import Problem
+
+Matrix = Literal["hessian", "ggn"]
+Product = Literal["auto", "exact", "finite difference"]
+
+_NO_SECOND_DERIVATIVE = re.compile(
+    r"not implemented|twice|double backward|does not support|once_differentiable", re.IGNORECASE
+)
+_WORTH_SAYING = 5.0
+
+
+class Products:
+    """Multiplies vectors by the curvature of a problem, over all its parts and processes.
+
+    Args:
+        problem: open while this is used.
+        matrix: ``"hessian"``, or ``"ggn"``: the Gauss-Newton matrix ``J^T H_L J`` of the model's outputs.
+        product: ``"exact"``: double backward. ``"finite difference"``. ``"auto"``: exact where that exists.
+        max_memory: bytes that graphs and vectors may take together; None: half of what is free, and never an error.
+        vectors: how many vectors the caller keeps.
+
+    Attributes:
+        count: products so far.
+
+    Raises:
+        UserError: an unknown matrix or product, or a budget that is no number of bytes.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        matrix: Matrix = "hessian",
+        product: Product = "auto",
+        max_memory: float | None = None,
+        vectors: int = 0,
+    ) -> None:
+        for name, value, known in (
+            ("matrix", matrix, ("hessian", "ggn")),
+            ("product", product, ("auto", "exact", "finite difference")),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}"
+                )
+        if max_memory is not None and not max_memory > 0:
+            raise UserError(f"max_memory must be a number of bytes > 0, got {max_memory!r}")
+        self.problem, self.matrix, self._product, self._max_memory = problem, matrix, product, max_memory
+        self.count = 0
+        self._vectors = vectors
+        self._finite = FiniteDifferences(problem, matrix) if product == "finite difference" else None
+        self._keep: set[int] = set()
+        self._kept: dict[int, Linearised] = {}
+        self._used: set[int] = set()
+        self._seconds = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether products come from a double backward."""
+        return self._finite is None
+
+    def prepare(self) -> None:
+        """Fit the parts into the memory, and see that the loss is the same every time."""
+        problem = self.problem
+        if self._finite is None:
+            try:
+                self._fit(need(problem.parts[0], self._use))
+            except RuntimeError as error:
+                if not self._falls_back(error):
+                    raise
+        first = problem.parts[0]
+        if self._finite is None and self.matrix == "hessian":
+            graphs = self._graphs(first)
+            start = graphs.loss, problem.flat(graphs.gradient)
+        else:
+            start = determinism.evaluated(problem, first)
+        determinism.insist(problem, start, determinism.evaluated(problem, first))
+
+    def _use(self, part: Part) -> Callable[[], object]:
+        graphs = self._build(part)
+        ones = [torch.ones_like(p) for p in self.problem.params]
+
+        def product() -> None:
+            self.problem.flat(graphs.product(ones))
+            self.problem.spend(part, graphs.cost)
+
+        return product
+
+    def _build(self, part: Part) -> Linearised:
+        return HessianPart(self.problem, part) if self.matrix == "hessian" else GaussNewtonPart(self.problem, part)
+
+    def _fit(self, needs: Need) -> None:
+        problem = self.problem
+        vectors = (self._vectors + 4) * problem.weights * problem.dtype.itemsize
+        budget = SHARE * free_memory(problem.device) if self._max_memory is None else self._max_memory
+        budget -= vectors
+        keep = kept_parts(problem.parts, needs, budget)
+        largest = max(part.samples for part in problem.parts)
+        fitting = largest if keep else min(largest, needs.fitting(budget))
+        wanted = self._smallest(fitting)
+        if wanted < self._smallest(largest):
+            if problem.batch_statistics or wanted < 1:
+                self._too_small(needs, vectors, wanted)
+            else:
+                problem.cut(wanted)
+                problem.note(f"evaluated {wanted} samples at a time, which is what the memory allows")
+                keep = kept_parts(problem.parts, needs, budget)
+        self._keep = keep
+
+    def _too_small(self, needs: Need, vectors: float, wanted: int) -> None:
+        if self._max_memory is None:
+            return  # the estimate may be wrong, and nobody asked for a limit
+        if wanted < 1:
+            raise UserError(
+                f"max_memory={self._max_memory:.3g} bytes is too small: the graphs of one sample and {self._vectors} "
+                f"vectors take about {sum(needs.working) + vectors:.3g}"
+            )
+        raise UserError(
+            f"max_memory={self._max_memory:.3g} bytes allows {wanted} samples at a time, but batch normalisation makes "
+            f"the loss depend on who is in a batch: pass micro_batch_size={wanted} if that is meant, or mode='eval'"
+        )
+
+    def _smallest(self, number: int) -> int:
+        if self.problem.group is None:
+            return number
+        value = torch.tensor(number, device=self.problem.device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN, group=self.problem.group)
+        return int(value)
+
+    def _falls_back(self, error: RuntimeError) -> bool:
+        """Go on with finite differences, if the error says that there is no double backward.
+
+        Args:
+            error: what was raised.
+
+        Returns:
+            Whether it does.
+
+        Raises:
+            UserError: if exact products were asked for.
+        """
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError) or not _NO_SECOND_DERIVATIVE.search(str(error)):
+            return False
+        if self._product == "exact":
+            raise UserError(
+                f"an operation of the model has no double backward ({reason:.120}): use product='finite difference'"
+            ) from error
+        self.problem.note(f"an operation has no double backward ({reason:.120})")
+        self._finite = FiniteDifferences(self.problem, self.matrix)
+        return True
+
+    def _graphs(self, part: Part) -> Linearised:
+        if part.number in self._kept:
+            return self._kept[part.number]
+        graphs = self._build(part)
+        self._used |= graphs.used
+        if part.number in self._keep:
+            self._kept[part.number] = graphs
+        return graphs
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            vector: shape (weights,), the same on every process.
+
+        Returns:
+            Shape (weights,), the same bits on every process.
+
+        Raises:
+            UserError: if the product is not finite.
+        """
+        problem = self.problem
+        begin = time.perf_counter()
+        if self._finite is not None:
+            total = self._finite.product(vector)
+            self._used |= self._finite.used
+        else:
+            total = self._exactly(vector)
+        total = problem.summed(total)
+        if self.count == 0:
+            problem.say_used(self._used)
+        self.count += 1
+        if not bool(torch.isfinite(total.sum())):
+            raise UserError("a product with the Hessian is not finite: is the loss finite, and its gradient, here?")
+        self._seconds = time.perf_counter() - begin
+        return total
+
+    def _exactly(self, vector: Tensor) -> Tensor:
+        problem = self.problem
+        shaped = problem.shaped(vector)
+        total: Tensor | None = None
+        for part in problem.parts:
+            graphs = self._graphs(part)
+            piece = problem.flat(graphs.product(shaped)).mul_(problem.share(part))
+            problem.spend(part, graphs.cost)
+            total = piece if total is None else total.add_(piece)
+            del graphs
+        return torch.zeros_like(vector) if total is None else total
+
+    def announce(self, what: str, usual: int, most: int, shown: bool) -> None:
+        """Say how long it will take, where that is more than a few seconds.
+
+        Args:
+            what: is measured.
+            usual: a usual number of products.
+            most: the largest number.
+            shown: False says nothing.
+        """
+        seconds = self._seconds
+        leader = self.problem.group is None or torch.distributed.get_rank(self.problem.group) == 0
+        if shown and leader and usual * seconds > _WORTH_SAYING:
+            upper = "" if most <= usual else f", at most {most} ({most * seconds:.0f} s)"
+            sys.stderr.write(
+                f"{what}: a product takes {seconds:.2g} s; about {usual} are needed ({usual * seconds:.0f} s){upper}\n"
+            )
+
+    def agreed(self, answer: bool) -> bool:
+        """Let every process come to the same decision.
+
+        Args:
+            answer: of this process.
+
+        Returns:
+            Whether all say yes.
+        """
+        if self.problem.group is None:
+            return answer
+        return self._smallest(int(answer)) == 1
+
+    def settings(self) -> dict[str, Any]:
+        """Return what products depend on, besides the weights.
+
+        Returns:
+            What can be compared.
+        """
+        problem = self.problem
+        return {
+            "matrix": self.matrix,
+            "product": self._product,
+            "samples": problem.samples,
+            "mode": problem.mode,
+            "seed": problem.seed,
+            "names": list(problem.names),
+            "weights": problem.weights,
+            "dtype": str(problem.dtype),
+        }
