@@ -128,14 +128,15 @@ def draw(
     heights = heights_of(landscape, log, clip)
     columns = len(landscape.names) if landscape.dimensions == 2 else 1
     panels = columns + (landscape.track is not None)
-    width = max(6.4, 4.4 * panels + 1.0)
+    beside = 0.25 if landscape.dimensions == 1 else 1.0 + 0.15 * (landscape.track is not None)
+    width = max(6.4, 4.4 * panels + beside)
     words = textwrap.wrap(" · ".join(_facts(landscape, heights)), int(width * 16))
     words += textwrap.wrap(_limits(landscape), int(width * 16))
-    bottom, top = 0.2 + 0.17 * len(words), 0.35 if title is None else 0.68
-    sheet = _Sheet(width, bottom + 3.7 + top, bottom, panels)
+    bottom, top = 0.12 + 0.17 * len(words), 0.02 if title is None else 0.3
+    sheet = _Sheet(width, bottom + 3.75 + top, bottom, panels, beside)
     figure = Figure(figsize=(sheet.width, sheet.height), dpi=150)
     FigureCanvasAgg(figure)
-    figure.text(0.2 / width, (bottom - 0.06) / sheet.height, "\n".join(words), fontsize=8, color=FAINT, va="top")
+    figure.text(0.2 / width, (bottom - 0.02) / sheet.height, "\n".join(words), fontsize=8, color=FAINT, va="top")
     if title is not None:
         figure.text(0.2 / width, 1 - 0.15 / sheet.height, title, fontsize=12, fontweight="bold", color=INK, va="top")
     if style == "line":
@@ -143,7 +144,12 @@ def draw(
     else:
         _planes(figure, landscape, heights, sheet, style == "surface")
     if landscape.track is not None:
-        _track(figure.add_axes(sheet.flat(panels - 1)), landscape)
+        _track(
+            figure.add_axes(
+                sheet.flat(panels - 1, beside - 0.25 if columns < panels and landscape.dimensions == 2 else 0.0)
+            ),
+            landscape,
+        )
     if path is not None:
         figure.savefig(Path(path))
     return figure
@@ -157,21 +163,22 @@ class _Sheet:
     height: float
     bottom: float
     panels: int
+    beside: float
 
     def _share(self, left: float, bottom: float, width: float, height: float) -> tuple[float, float, float, float]:
         return (left / self.width, bottom / self.height, width / self.width, height / self.height)
 
     @property
     def step(self) -> float:
-        return (self.width - 1.0) / self.panels
+        return (self.width - self.beside) / self.panels
 
-    def flat(self, number: int) -> tuple[float, float, float, float]:
+    def flat(self, number: int, shift: float = 0.0) -> tuple[float, float, float, float]:
         """A panel with axes on its edges."""
-        return self._share(0.75 + self.step * number, self.bottom + 0.55, self.step - 0.85, 2.9)
+        return self._share(0.75 + self.step * number + shift, self.bottom + 0.55, self.step - 0.85, 2.9)
 
     def solid(self, number: int) -> tuple[float, float, float, float]:
         """A panel for three dimensions, whose axes leave a margin of their own."""
-        return self._share(0.05 + self.step * number, self.bottom + 0.02, self.step, 3.65)
+        return self._share(0.05 + self.step * number, self.bottom + 0.02, self.step, 3.75)
 
     def bar(self, after: int, *, solid: bool) -> tuple[float, float, float, float]:
         """A narrow panel for colours to the right of so many panels."""
@@ -239,7 +246,7 @@ def _planes(figure: Figure, landscape: Landscape, heights: Heights, sheet: _Shee
 
 def _above(sheet: _Sheet, number: int) -> tuple[float, float]:
     x, y, width, height = sheet.solid(number)
-    return (x + width / 2, y + height)
+    return (x + width / 2, y + 0.96 * height)
 
 
 def _surface(axes: Any, x: Any, y: Any, values: Any, heights: Heights) -> None:
@@ -260,7 +267,7 @@ def _surface(axes: Any, x: Any, y: Any, values: Any, heights: Heights) -> None:
     )
     axes.set_zlim(low, high if high > low else low + 1e-12)
     axes.view_init(**CAMERA)
-    axes.set_box_aspect((1, 1, 0.72), zoom=0.9)
+    axes.set_box_aspect((1, 1, 0.72), zoom=0.97)
     if heights.log:
         axes.zaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.zaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
