@@ -21,6 +21,7 @@ from flatwise.measure.sharpness import sharpness
 from flatwise.measure.spectrum import Spectrum, spectrum
 from flatwise.measure.trace import Trace, hessian_trace
 from flatwise.measure.track import Record, Tracker, track
+from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
 
 __all__ = [
     "Density",
@@ -39,6 +40,8 @@ __all__ = [
     "Trace",
     "Track",
     "Tracker",
+    "Trajectory",
+    "TrajectoryRecorder",
     "WarmStart",
     "bounded_loss",
     "by_group",

@@ -132,8 +132,8 @@ class Scale:
         """
         if not (math.isfinite(guess) and math.isfinite(value)):
             return 0.0 if math.isfinite(guess) == math.isfinite(value) else math.inf
-        if self.range == 0:
-            return 0.0 if guess == value else math.inf
+        if self.range <= 1e-9 * abs(self.lowest):  # nothing but rounding
+            return 0.0 if abs(guess - value) <= 1e-6 * abs(value) else math.inf
         pair = self.there(torch.tensor([guess, value], dtype=torch.float64))
         return max(abs(guess - value) / self.range, abs(float(pair[1] - pair[0])) / self._span / LENIENT)
 
@@ -258,3 +258,24 @@ def _guesses(values: Tensor, measured: Tensor, wanted: Sequence[Index], logarith
     # A valley that is seen on a logarithmic scale must not be dug deeper than what was measured.
     guesses = guesses.clamp_min(scale.lowest) if scale.wide else guesses
     return dict(zip(wanted, guesses.tolist(), strict=True))
+
+
+def guessed(values: Tensor, measured: Tensor) -> Tensor:
+    """Fill in what was not measured yet, for a picture of a plane that is not complete.
+
+    Args:
+        values: shape (points, points).
+        measured: where they were.
+
+    Returns:
+        The values, with predictions between those that were measured.
+    """
+    values = values.clone()
+    places = measured.nonzero()
+    if len(places) < 8:
+        return values
+    low, high = places.amin(dim=0).tolist(), places.amax(dim=0).tolist()
+    rest = [(i, j) for i in range(low[0], high[0] + 1) for j in range(low[1], high[1] + 1) if not measured[i, j]]
+    for point, guess in _guesses(values, measured, rest, logarithmic=True).items():
+        values[point] = guess
+    return values

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from flatwise.batching import map_tensors
 from flatwise.errors import UserError
-from flatwise.measure.landscape_result import EVALUATED, INTERPOLATED, Landscape
+from flatwise.measure.landscape_result import EVALUATED, INTERPOLATED, Landscape, Mark, Track
 from flatwise.measure.progress import Bar
 from flatwise.measure.refine import Found, Index, Plan, refined
 from flatwise.measure.result import Cost
 from flatwise.measure.sheet import Sheet
+from flatwise.measure.spans import Span, coordinates_of
 
 WRITE_EVERY = 1.0
 """Seconds between two writings of the file."""
@@ -32,11 +33,12 @@ class Survey:
     Args:
         start: the landscape with no point known.
         sheets: one for each model.
+        span: of the first model, whose places and training run are looked at, too.
         path: the file; None: none.
     """
 
-    def __init__(self, start: Landscape, sheets: Sequence[Sheet], path: Path | None) -> None:
-        self._sheets, self._path = list(sheets), path
+    def __init__(self, start: Landscape, sheets: Sequence[Sheet], span: Span, path: Path | None) -> None:
+        self._sheets, self._span, self._path = list(sheets), span, path
         self._group = sheets[0].problem.group
         self._writes = path is not None and (self._group is None or torch.distributed.get_rank(self._group) == 0)
         self.seen = self._continued(start)
@@ -91,6 +93,7 @@ class Survey:
         ]
         with self.sheets(), Bar("landscape", seen.values[0].numel(), shown=progress) as bar:
             results = self._follow(dict(enumerate(plans)), bar)
+            self._look_beside()
         errors = []
         for number, result in sorted(results.items()):
             assert result is not None
@@ -100,6 +103,34 @@ class Survey:
             errors.append(error)
         self.put(error_seen=tuple(errors), complete=True)
         self.write()
+
+    def _look_beside(self) -> None:
+        """Measure the loss at places with a name, and along a training run: with its weights, and as projected."""
+        sheet, span = self._sheets[0], self._span
+        here = sheet.origin
+        marks = (
+            [
+                Mark(name, where, sheet.loss_with(weights)[0])
+                for (name, weights), where in zip(
+                    span.places, coordinates_of(here, span.vectors, [w for _, w in span.places]), strict=True
+                )
+            ]
+            if span.places
+            else []
+        )
+        self.put(marks=tuple(marks))
+        if span.steps:
+            rows = [weights for _, weights in span.steps]
+            places = coordinates_of(here, span.vectors, rows)
+            self.put(
+                track=Track(
+                    steps=tuple(step for step, _ in span.steps),
+                    coordinates=tuple(places),
+                    losses=tuple(sheet.loss_with(row)[0] for row in rows),
+                    projected=tuple(sheet.loss_at(place)[0] for place in places),
+                    distances=tuple(sheet.distance(row, place) for row, place in zip(rows, places, strict=True)),
+                )
+            )
 
     def _follow(self, plans: dict[int, Plan], bar: Bar) -> dict[int, Found | None]:
         """Do what the plans ask for, all of them at the same pace, so that a file cut short shows all models alike."""
