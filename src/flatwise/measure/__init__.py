@@ -6,5 +6,6 @@ batches, read once), leaves everything as it was, and returns a frozen result th
 
 from flatwise.measure.diagnosis import Diagnosis
 from flatwise.measure.doctor import doctor
+from flatwise.measure.suggest import RhoSuggestion, suggest_rho
 
-__all__ = ["Diagnosis", "doctor"]
+__all__ = ["Diagnosis", "RhoSuggestion", "doctor", "suggest_rho"]
