@@ -33,9 +33,10 @@ from flatwise.variants import create, variant_info
 
 BORNE = 0.05
 """Share of the descent on other samples that a radius may cost: as much as the probe itself costs at most."""
-LEAST_COSINE = 0.5
-"""Between a batch's gradient and the direction that is made from it: beyond 60 degrees the first-order model on which
-the perturbation stands says nothing about the place where it leads to."""
+LEAST_COSINE = math.sqrt(0.5)
+"""Between a batch's gradient and the direction that is made from it: half of the direction's squared length is along the
+batch's own gradient. Below, most of it comes from the curvature on the way, of which SAM's first-order model knows
+nothing."""
 WARM = 0.3
 """Share of the probe that trains the copy first: at its first weights a network is unlike what it will be."""
 READINGS = 5
@@ -239,7 +240,7 @@ def _plan(look: Agreement, allowed: float, share: float, total_steps: int) -> tu
             f"give a larger share, or train for {needed} steps or more"
         )
     # What the cap on batches leaves over goes into more training, which makes the weights those of a later time.
-    steps = min(math.floor((allowed - count * (1 + READINGS * look.price)) / look.warm_price), max(steps, 1))
+    steps = math.floor((allowed - count * (1 + READINGS * look.price)) / look.warm_price)
     return steps, count, READINGS
 
 
@@ -292,7 +293,7 @@ def chosen(found: list[Reading]) -> tuple[float, str, list[str]]:
     above = [reading for reading in bad if reading.rho > best.rho]
     reason = (
         f"the largest radius at which a step leads down on other samples at least {1 - BORNE:.0%} as well as the "
-        f"base's, and in which half of the batch's own gradient is left (cosine {LEAST_COSINE:g})"
+        f"base's, and at least half of which is along the batch's own gradient (cosine {LEAST_COSINE:.2f})"
     )
     if not above:
         return _rounded(best.rho), "the largest radius that was tried; none cost too much", []
