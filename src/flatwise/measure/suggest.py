@@ -34,8 +34,8 @@ from flatwise.variants import create, variant_info
 BORNE = 0.05
 """Share of the descent on other samples that a radius may cost: as much as the probe itself costs at most."""
 LEAST_COSINE = math.sqrt(0.5)
-"""Between a batch's gradient and the direction that is made from it: half of the direction's squared length is along the
-batch's own gradient. Below, most of it comes from the curvature on the way, of which SAM's first-order model knows
+"""Between a batch's gradient and the direction that is made from it: half of the direction's squared length is along
+the batch's own gradient. Below, most of it comes from the curvature on the way, of which SAM's first-order model knows
 nothing."""
 WARM = 0.3
 """Share of the probe that trains the copy first: at its first weights a network is unlike what it will be."""
