@@ -19,6 +19,7 @@ from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.samples import SamplesCurve, samples_curve
 from flatwise.measure.sharpness import sharpness
 from flatwise.measure.spectrum import Spectrum, spectrum
+from flatwise.measure.suggest import RhoSuggestion, suggest_rho
 from flatwise.measure.trace import Trace, hessian_trace
 from flatwise.measure.track import Record, Tracker, track
 from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
@@ -33,6 +34,7 @@ __all__ = [
     "PacBayesBound",
     "Ranking",
     "Record",
+    "RhoSuggestion",
     "Row",
     "SamplesCurve",
     "Sharpness",
@@ -56,5 +58,6 @@ __all__ = [
     "samples_curve",
     "sharpness",
     "spectrum",
+    "suggest_rho",
     "track",
 ]
