@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,13 +54,20 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
         if not fresh and known.get("settings") == settings:
             continue
         table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
-        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": table.as_dict()}
+        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": _spelt(table.as_dict())}
         if wanted.spectrum:
             density = hessian_density(model, subjects.loss_fn, subjects.data, progress=progress)
             entries[name]["density"] = density.as_dict()
         content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries}
         write_json(subjects.folder.measures, content)
     return {name: entries[name] for name in subjects.models}
+
+
+def _spelt(table: dict[str, Any]) -> dict[str, Any]:
+    # p = inf is a setting, not a number that went wrong: JSON would make it null.
+    for row in table["rows"]:
+        row["settings"] = {key: "inf" if value == math.inf else value for key, value in row["settings"].items()}
+    return table
 
 
 def survey(

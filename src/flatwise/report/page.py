@@ -67,7 +67,7 @@ def make_page(entries: Sequence[Entry], *, made: str) -> Page:
         tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
-        tag("style", Markup(asset("style.css") + asset("chart.css"))),
+        tag("style", Markup(asset("chart.css") + asset("style.css"))),
     )
     body = tag(
         "body",
