@@ -39,7 +39,7 @@ def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
         spent = max(row["gradient_evaluations"] for row in there.values())
         rows.append([Cell(name.replace("_", " ")), *cells, Cell(f"{spent:.3g}", spent)])
         words = setting_words(shared_settings(there))
-        notes.append(f"{next(iter(there.values()))['meaning']}{f' {words}.' if words else ''}")
+        notes.append(f"{next(iter(there.values()))['meaning']}{f' ({words})' if words else ''}")
     headings = ["measure", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())
