@@ -14,6 +14,7 @@ from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.sharpness import sharpness
 from flatwise.measure.trace import Trace, hessian_trace
+from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
 
 __all__ = [
     "Density",
@@ -26,6 +27,8 @@ __all__ = [
     "Sharpness",
     "Trace",
     "Track",
+    "Trajectory",
+    "TrajectoryRecorder",
     "determinism",
     "doctor",
     "hessian_density",

@@ -22,14 +22,17 @@ from flatwise.measure.data import read_batches
 from flatwise.measure.directions import Normalize
 from flatwise.measure.landscape_result import UNKNOWN, Landscape
 from flatwise.measure.problem import LossFn, Mode, Problem
-from flatwise.measure.progress import Bar
 from flatwise.measure.result import Cost
 from flatwise.measure.select import Parameters
 from flatwise.measure.sheet import BatchNorm, Sheet, norms_of
 from flatwise.measure.spans import Aim, Directions, Span, span_of
-from flatwise.measure.survey import Survey, everywhere, fingerprint_of, is_known
+from flatwise.measure.survey import Survey, fingerprint_of
+from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
 
 Axis = tuple[float, float]
+
+SMALLEST = 9
+"""Points on an axis below which there is nothing to refine."""
 
 
 def landscape(
@@ -48,6 +51,10 @@ def landscape(
     batch_norm: BatchNorm = "recompute",
     rho: float = 0.05,
     ball: Ball | None = None,
+    through: Any = None,
+    trajectory: Trajectory | TrajectoryRecorder | None = None,
+    refine: bool = True,
+    tolerance: float = 0.02,
     path: str | Path | None = None,
     annotate: Mapping[str, Any] | None = None,
     parameters: Parameters = None,
@@ -64,8 +71,10 @@ def landscape(
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of the batch.
         data: one batch, or an iterable of batches, read once.
         directions: ``"random"``: Gaussian, scaled as ``normalize`` says; models with the same parameters get the same
-            draws. ``"sam"``: the perturbation of SAM (in a plane with a random direction of its length). Or a sequence
-            of one or two directions, each ``"random"``, ``"sam"``, or tensors as in a state dict, taken as they are.
+            draws. ``"sam"``: the perturbation of SAM (in a plane with a random direction of its length). ``"hessian"``:
+            the eigenvectors of the largest eigenvalues, of each model its own. ``"checkpoints"``: to the weights in
+            ``through``. ``"pca"``: the principal components of ``trajectory``. Or a sequence of one or two directions,
+            each ``"random"``, ``"sam"``, ``"hessian"``, or tensors as in a state dict, taken as they are.
         dimensions: 1: a line; 2: a plane; None: as usual for the directions.
         extent: the coordinates go from ``-extent`` to ``extent``; or from low to high where pairs are given. One for
             all axes, or one for each. None: 1, or what the directions need.
@@ -79,6 +88,11 @@ def landscape(
             ``"frozen"``: keep those of the model, which fit other weights badly. ``"batch"``: statistics of each part.
         rho: radius of the SAM perturbation.
         ball: its shape; None: ``Ball()``.
+        through: one set of weights for a line, two for a plane (modules or state dicts, in a list or by name), which
+            goes through the model's weights, too. Where several models are given, those after the first stand for it.
+        trajectory: what was recorded while the model was trained.
+        refine: measure a plane of at least 9 x 9 points only where it bends, and predict the rest.
+        tolerance: the largest error of a prediction, as a share of the range.
         path: a JSON file that is written while points are measured. Where it holds part of the same landscape, only
             the rest is measured; where it holds all, nothing is.
         annotate: numbers to be printed on the figure, such as ``{"lambda_max": {"sgd": 31.2, "sam": 12.0}}``.
@@ -95,11 +109,18 @@ def landscape(
     Raises:
         UserError: for arguments that do not fit, or a file that holds something else.
     """
+    if not 0 < tolerance < 1:
+        raise UserError(f"tolerance is a share of the range, between 0 and 1, got {tolerance!r}")
     if scale not in ("own", "shared"):
         raise UserError(f"scale must be 'own' or 'shared', got {scale!r}")
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
     if not models:
         raise UserError("there is no model: pass a module, or modules by name")
+    if directions == "checkpoints" and len(models) > 1 and through is None:
+        through = {name: entry for number, (name, entry) in enumerate(models.items()) if number}
+        models = dict(list(models.items())[:1])
+    if directions in ("checkpoints", "pca") and len(models) > 1:
+        raise UserError(f"directions={directions!r} is a place in the weight space of one model, got {len(models)}")
     batches = read_batches(data)
     problems = [
         Problem(
@@ -114,17 +135,30 @@ def landscape(
         )
         for entry in models.values()
     ]
-    aim = Aim(directions, dimensions, normalize, biases, orthogonalize, scale, seed, ball or Ball(), rho)
-    spans = [span_of(aim, problem, problems[0], progress=progress) for problem in problems]
+    aim = Aim(
+        directions,
+        dimensions,
+        normalize,
+        biases,
+        orthogonalize,
+        scale,
+        seed,
+        ball or Ball(),
+        rho,
+        through,
+        trajectory,
+    )
+    spans = [
+        span_of(aim, problem, problems[0], name=name, progress=progress)
+        for name, problem in zip(models, problems, strict=True)
+    ]
     axes = _axes(spans[0], extent, points)
-    sheets = [Sheet(p, s.vectors, batch_norm, s.centre) for p, s in zip(problems, spans, strict=True)]
-    start = _blank(tuple(models), axes, aim, sheets, spans, annotate or {}, None)
-    survey = Survey(start, sheets, None if path is None else Path(path))
-    points_to_see = everywhere(survey.seen)
-    with Bar("landscape", len(points_to_see) * len(models), shown=progress) as bar:
-        survey.visit(dict.fromkeys(range(len(models)), points_to_see), bar)
-    survey.put(complete=is_known(survey.seen))
-    survey.write()
+    sheets = [Sheet(p, s.vectors, batch_norm) for p, s in zip(problems, spans, strict=True)]
+    shortest = min(map(len, axes))
+    refines = refine and len(axes) == 2 and shortest >= SMALLEST
+    start = _blank(tuple(models), axes, aim, sheets, spans, annotate or {}, tolerance if refines else None)
+    survey = Survey(start, sheets, spans[0], None if path is None else Path(path))
+    survey.everything(progress=progress)
     return survey.seen
 
 
@@ -175,7 +209,7 @@ def _blank(
         directions=spans[0].kinds,
         norms=tuple(tuple(float(v.double().norm()) for v in span.vectors) for span in spans),
         cosines=tuple(_cosine(*span.vectors) for span in spans if len(span.vectors) == 2),
-        normalize=aim.normalize,
+        normalize=aim.normalize if any(kind.startswith("random") for kind in spans[0].kinds) else None,
         biases=aim.biases,
         orthogonalize=aim.orthogonalize,
         scale=aim.scale,
@@ -186,8 +220,8 @@ def _blank(
         explained=spans[0].explained,
         marks=(),
         track=None,
-        annotate=annotate,
-        fingerprint=fingerprint_of(sheets, (names, axes, batch_norm, tolerance, conditions)),
+        annotate={**_found(names, spans), **annotate},
+        fingerprint=fingerprint_of(sheets, (names, axes, batch_norm, tolerance, conditions, spans[0].kinds, aim.seed)),
         complete=False,
         conditions=conditions,
         cost=Cost(0.0, 0.0),
@@ -196,3 +230,8 @@ def _blank(
 
 def _cosine(first: Tensor, second: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=0))
+
+
+def _found(names: Sequence[str], spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+    """Turn the numbers that were found for each model into numbers by model."""
+    return {key: {name: span.numbers[key] for name, span in zip(names, spans, strict=True)} for key in spans[0].numbers}

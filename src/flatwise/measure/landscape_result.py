@@ -6,12 +6,13 @@ whoever asks the same question of the same file gets the rest.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from flatwise.measure.result import Conditions, Cost, digits, plain
 
 UNKNOWN, EVALUATED, INTERPOLATED = 0, 1, 2
 """The state of a point."""
+
+Style = Literal["line", "contour", "surface"]
 
 _VERSION = 1
 
@@ -132,6 +135,41 @@ class Landscape:
         """How many points were evaluated, over all models."""
         return int((self.states == EVALUATED).sum())
 
+    def plot(
+        self,
+        path: str | Path | None = None,
+        style: Style | None = None,
+        *,
+        log: bool | None = None,
+        clip: float | None = None,
+        title: str | None = None,
+    ) -> Any:
+        """Draw the landscape with matplotlib; several models on one scale, and in 3-D with one camera.
+
+        Args:
+            path: where the figure is written, as its ending says (``.png``, ``.svg``, ``.pdf``); None: nowhere.
+            style: ``"line"`` for a line; ``"surface"`` or ``"contour"`` for a plane; None: the first that fits.
+            log: a logarithmic scale; None: where the values are positive and differ by more than a factor of 100.
+            clip: the largest value that is drawn; what is above is cut, and the caption says so.
+            title: above everything.
+
+        Returns:
+            The matplotlib figure.
+        """
+        return _report("surfaces").draw(self, path, style, log=log, clip=clip, title=title)
+
+    def interactive(self, *, log: bool | None = None, clip: float | None = None) -> Any:
+        """Draw a plane with plotly, to be turned by hand; all models turn together and share the colours.
+
+        Args:
+            log: as in :meth:`plot`.
+            clip: as in :meth:`plot`.
+
+        Returns:
+            The plotly figure.
+        """
+        return _report("turning").draw(self, log=log, clip=clip)
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as what JSON can hold, but for numbers that are not finite.
 
@@ -203,6 +241,14 @@ class Landscape:
             lines.append("  not complete: ask again with the same path")
         lines += [f"  {note}" for note in c.notes]
         return "\n".join(lines)
+
+
+def _report(module: str) -> Any:
+    """Import what draws, which needs more than torch."""
+    try:
+        return importlib.import_module(f"flatwise.report.{module}")
+    except ImportError as error:
+        raise UserError(f"drawing needs {error.name}: pip install 'flatwise[measure]'") from error
 
 
 def _spelt(value: Any) -> Any:

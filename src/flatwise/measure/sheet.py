@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatwise.errors import UserError
-from flatwise.measure.problem import FORWARD, Problem
+from flatwise.measure.problem import Problem
 
 BatchNorm = Literal["frozen", "recompute", "batch"]
 
@@ -33,20 +33,16 @@ class Sheet:
         problem: the model, the loss and the samples.
         directions: shape (weights,) each.
         batch_norm: which statistics batch normalisation uses.
-        centre: where the coordinates are zero; None: the model's weights.
 
     Raises:
         UserError: ``batch_norm`` is unknown.
     """
 
-    def __init__(
-        self, problem: Problem, directions: Sequence[Tensor], batch_norm: BatchNorm, centre: Tensor | None = None
-    ) -> None:
+    def __init__(self, problem: Problem, directions: Sequence[Tensor], batch_norm: BatchNorm) -> None:
         if batch_norm not in ("frozen", "recompute", "batch"):
             raise UserError(f"batch_norm must be 'frozen', 'recompute' or 'batch', got {batch_norm!r}")
         self.problem = problem
         self._origin = problem.flat(problem.params)
-        self._centre = self._origin if centre is None else centre
         self._directions = list(directions)
         self._point = torch.empty_like(self._origin)
         sizes = [p.numel() for p in problem.params]
@@ -92,10 +88,31 @@ class Sheet:
             The loss over all samples of all processes, and its standard error, estimated from the spread between the
             parts; NaN where there is one part.
         """
-        self._point.copy_(self._centre)
+        self._go(coordinates)
+        return self._measured()
+
+    def _go(self, coordinates: Sequence[float]) -> None:
+        self._point.copy_(self._origin)
         for factor, direction in zip(coordinates, self._directions, strict=True):
             self._point.add_(direction, alpha=factor)
-        return self._measured()
+
+    def distance(self, weights: Tensor, coordinates: Sequence[float]) -> float:
+        """Say how far weights are from a point of the sheet.
+
+        Args:
+            weights: shape (weights,).
+            coordinates: of the point.
+
+        Returns:
+            The Euclidean distance.
+        """
+        self._go(coordinates)
+        return float((weights.double() - self._point.double()).norm())
+
+    @property
+    def origin(self) -> Tensor:
+        """The model's weights, where the coordinates are zero."""
+        return self._origin
 
     def loss_with(self, weights: Tensor) -> tuple[float, float]:
         """Measure the loss at other weights, which need not lie on the sheet.
@@ -145,21 +162,11 @@ class Sheet:
         """Return all that the loss at a point depends on, but the samples.
 
         Returns:
-            Centre, directions, parameters that stay, buffers.
+            Weights, directions, parameters that stay, buffers.
         """
         moved = {id(p) for p in self.problem.params}
         rest = [p for p in self.problem.model.parameters() if id(p) not in moved]
-        return [self._centre, *self._directions, *rest, *self.problem.model.buffers()]
-
-    @property
-    def vectors(self) -> list[Tensor]:
-        """The directions."""
-        return self._directions
-
-    @property
-    def evaluations(self) -> float:
-        """Forward passes over all the samples that were spent."""
-        return self.problem.gradient_evaluations / FORWARD
+        return [self._origin, *self._directions, *rest, *self.problem.model.buffers()]
 
 
 def norms_of(problem: Problem) -> list[_BatchNorm]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from flatwise.batching import map_tensors
 from flatwise.errors import UserError
-from flatwise.measure.landscape_result import EVALUATED, UNKNOWN, Landscape
+from flatwise.measure.landscape_result import EVALUATED, INTERPOLATED, Landscape, Mark, Track
 from flatwise.measure.progress import Bar
+from flatwise.measure.refine import Found, Index, Plan, refined
 from flatwise.measure.result import Cost
 from flatwise.measure.sheet import Sheet
+from flatwise.measure.spans import Span, coordinates_of
 
 WRITE_EVERY = 1.0
 """Seconds between two writings of the file."""
-
-Index = tuple[int, ...]
 
 
 class Survey:
@@ -33,11 +33,12 @@ class Survey:
     Args:
         start: the landscape with no point known.
         sheets: one for each model.
+        span: of the first model, whose places and training run are looked at, too.
         path: the file; None: none.
     """
 
-    def __init__(self, start: Landscape, sheets: Sequence[Sheet], path: Path | None) -> None:
-        self._sheets, self._path = list(sheets), path
+    def __init__(self, start: Landscape, sheets: Sequence[Sheet], span: Span, path: Path | None) -> None:
+        self._sheets, self._span, self._path = list(sheets), span, path
         self._group = sheets[0].problem.group
         self._writes = path is not None and (self._group is None or torch.distributed.get_rank(self._group) == 0)
         self.seen = self._continued(start)
@@ -77,20 +78,81 @@ class Survey:
             cost=held.cost,
         )
 
-    def visit(self, points: Mapping[int, Sequence[Index]], bar: Bar) -> None:
-        """Evaluate points that are not known yet.
+    def everything(self, *, progress: bool) -> None:
+        """Measure what is missing.
 
         Args:
-            points: for each model, by number, indices of points.
-            bar: advanced at every point.
+            progress: whether a bar may be shown on a terminal.
         """
-        with self.sheets():
-            # One model after the other at each place, so that a file cut short shows all of them alike.
-            for turn in range(max((len(rows) for rows in points.values()), default=0)):
-                for number, rows in points.items():
-                    if turn < len(rows):
-                        self._look(number, rows[turn])
-                        bar.advance()
+        if self.seen.complete:
+            return
+        seen = self.seen
+        sizes = tuple(len(axis) for axis in seen.axes)
+        plans = [
+            _all(sizes) if seen.tolerance is None else refined(sizes, seen.tolerance, seen.seed) for _ in seen.names
+        ]
+        with self.sheets(), Bar("landscape", seen.values[0].numel(), shown=progress) as bar:
+            results = self._follow(dict(enumerate(plans)), bar)
+            self._look_beside()
+        errors = []
+        for number, result in sorted(results.items()):
+            assert result is not None
+            values, measured, error = result
+            seen.values[number] = values
+            seen.states[number] = torch.where(measured, EVALUATED, INTERPOLATED)
+            errors.append(error)
+        self.put(error_seen=tuple(errors), complete=True)
+        self.write()
+
+    def _look_beside(self) -> None:
+        """Measure the loss at places with a name, and along a training run: with its weights, and as projected."""
+        sheet, span = self._sheets[0], self._span
+        here = sheet.origin
+        marks = (
+            [
+                Mark(name, where, sheet.loss_with(weights)[0])
+                for (name, weights), where in zip(
+                    span.places, coordinates_of(here, span.vectors, [w for _, w in span.places]), strict=True
+                )
+            ]
+            if span.places
+            else []
+        )
+        self.put(marks=tuple(marks))
+        if span.steps:
+            rows = [weights for _, weights in span.steps]
+            places = coordinates_of(here, span.vectors, rows)
+            self.put(
+                track=Track(
+                    steps=tuple(step for step, _ in span.steps),
+                    coordinates=tuple(places),
+                    losses=tuple(sheet.loss_with(row)[0] for row in rows),
+                    projected=tuple(sheet.loss_at(place)[0] for place in places),
+                    distances=tuple(sheet.distance(row, place) for row, place in zip(rows, places, strict=True)),
+                )
+            )
+
+    def _follow(self, plans: dict[int, Plan], bar: Bar) -> dict[int, Found | None]:
+        """Do what the plans ask for, all of them at the same pace, so that a file cut short shows all models alike."""
+        wishes = {number: next(plan) for number, plan in plans.items()}
+        found: dict[int, Found | None] = {}
+        done = 0
+        while wishes:
+            # A plane asks for a third of its points, about; what is known is what it asked for so far.
+            usual = 1.0 if self.seen.tolerance is None else 0.33
+            total = max(done + sum(map(len, wishes.values())), usual * self.seen.values.numel())
+            for turn in range(max(map(len, wishes.values()))):
+                for number, points in wishes.items():
+                    if turn < len(points):
+                        self._look(number, points[turn])
+                        bar.advance(total=total)
+                        done += 1
+            for number, points in list(wishes.items()):
+                answers = [float(self.seen.values[number][point]) for point in points]
+                wishes[number], found[number] = _next(plans[number], answers)
+                if not wishes[number]:
+                    del wishes[number]
+        return found
 
     def _look(self, number: int, index: Index) -> None:
         at = (number, *index)
@@ -194,25 +256,19 @@ def _difference(held: Landscape, asked: Landscape) -> str:
     return "with other weights, directions or data"
 
 
-def everywhere(landscape: Landscape) -> list[Index]:
-    """List all points, row by row.
+def _next(plan: Plan, answers: Sequence[float]) -> tuple[list[Index], Found | None]:
+    """Ask a plan for the next points; where there are none, for what was found."""
+    wish: list[Index] = []
+    try:
+        while not wish:  # a round in which everything was known already
+            wish, answers = plan.send(answers), []
+    except StopIteration as end:
+        return [], end.value
+    return wish, None
 
-    Args:
-        landscape: whose points.
 
-    Returns:
-        The indices.
-    """
-    return list(product(*(range(len(axis)) for axis in landscape.axes)))
-
-
-def is_known(landscape: Landscape) -> bool:
-    """Say whether there is a value at every point.
-
-    Args:
-        landscape: any.
-
-    Returns:
-        Whether no state is unknown.
-    """
-    return bool((landscape.states != UNKNOWN).all())
+def _all(sizes: Index) -> Plan:
+    """Ask for all points, row by row."""
+    points = list(product(*map(range, sizes)))
+    values = yield points
+    return torch.tensor(values, dtype=torch.float64).view(sizes), torch.ones(sizes, dtype=torch.bool), None
