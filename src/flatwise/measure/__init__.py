@@ -4,6 +4,8 @@ Every measure takes ``model``, ``loss_fn(model, batch) -> scalar`` and ``data`` 
 batches, read once), leaves everything as it was, and returns a frozen result that carries its conditions and cost.
 """
 
+from flatwise.measure.bound import PacBayesBound, bounded_loss, pac_bayes_bound
+from flatwise.measure.curvature import WarmStart
 from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.diagnosis import Diagnosis
@@ -11,9 +13,11 @@ from flatwise.measure.doctor import doctor
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
+from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.sharpness import sharpness
 from flatwise.measure.trace import Trace, hessian_trace
+from flatwise.measure.track import Record, Tracker, track
 from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
 
 __all__ = [
@@ -23,17 +27,26 @@ __all__ = [
     "Eigenvalues",
     "Landscape",
     "Mark",
+    "PacBayesBound",
+    "Ranking",
+    "Record",
     "Row",
     "Sharpness",
     "Trace",
     "Track",
+    "Tracker",
     "Trajectory",
     "TrajectoryRecorder",
+    "WarmStart",
+    "bounded_loss",
+    "compare_sharpness",
     "determinism",
     "doctor",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
     "landscape",
+    "pac_bayes_bound",
     "sharpness",
+    "track",
 ]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from flatwise.ascent import Ball
-from flatwise.errors import UnknownNameError, UserError
 from flatwise.measure.average import noise_scale, under_noise
 from flatwise.measure.cautions import cautions
+from flatwise.measure.curvature import WarmStart, top
+from flatwise.measure.hessian import hessian_eigenvalues
+from flatwise.measure.menu import AVERAGE, WORST, Settings, chosen, work
 from flatwise.measure.micro import gaps, micro_batches, spread_out
 from flatwise.measure.problem import LossFn, Mode, Problem
 from flatwise.measure.progress import Bar
@@ -26,118 +26,18 @@ from flatwise.measure.result import Cost
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.select import Parameters
 from flatwise.measure.spread import Estimate, over_clusters, over_draws_and_parts, over_parts
+from flatwise.measure.trace import hessian_trace
 from flatwise.measure.worst import climb
-
-WORST = {
-    "": (2.0, False),
-    "_adaptive": (2.0, True),
-    "_inf": (math.inf, False),
-    "_inf_adaptive": (math.inf, True),
-}
-"""The balls: what is appended to a row's name, p, and whether T = |w| + eta."""
-
-AVERAGE = {"average": False, "average_adaptive": True}
-CURVATURE = ("lambda_max", "lambda_ratio", "trace")
-FIRST_ORDER = (
-    "gradient_norm",
-    *(f"{steps}{ball}" for ball in WORST for steps in ("one_step", "n_steps")),
-    *AVERAGE,
-    "m_sharpness",
-)
-GROUPS = {
-    "worst": tuple(name for name in FIRST_ORDER if "step" in name),
-    "averages": tuple(AVERAGE),
-    "curvature": CURVATURE,
-    "first_order": FIRST_ORDER,
-}
-"""Names that stand for several measures; ``first_order``: all that need no second derivative."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the numbers depend on.
-
-    Attributes:
-        rho: radius of the plain L2 ball, and size of the plain noise.
-        adaptive_rho: of the adaptive L2 ball, and of the adaptive noise.
-        rho_inf: of the plain L-infinity ball.
-        adaptive_rho_inf: of the adaptive L-infinity ball.
-        eta: in T = |w| + eta.
-        steps: of the ascent.
-        draws: of noise.
-        m: sizes of micro-batches.
-        micro_batches: at most so many of them for each m.
-    """
-
-    rho: float
-    adaptive_rho: float
-    rho_inf: float
-    adaptive_rho_inf: float
-    eta: float
-    steps: int
-    draws: int
-    m: tuple[int, ...]
-    micro_batches: int | None
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: if one is out of its range.
-        """
-        for name in ("rho", "adaptive_rho", "rho_inf", "adaptive_rho_inf"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise UserError(f"{name} must be a finite number > 0, got {value!r}")
-        if not (math.isfinite(self.eta) and self.eta >= 0):
-            raise UserError(f"eta must be a finite number >= 0, got {self.eta!r}")
-        counts = {"steps": self.steps, "draws": self.draws, "micro_batches": self.micro_batches}
-        for name, value in [*counts.items(), *(("every m", m) for m in self.m)]:
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise UserError(f"{name} must be a whole number >= 1, got {value!r}")
-
-    def ball(self, p: float, adaptive: bool) -> tuple[Ball, float]:
-        """Return a ball and its radius.
-
-        Args:
-            p: order of its norm.
-            adaptive: whether T = |w| + eta.
-
-        Returns:
-            Both.
-        """
-        plain, scaled = (self.rho_inf, self.adaptive_rho_inf) if math.isinf(p) else (self.rho, self.adaptive_rho)
-        return Ball(p, adaptive, self.eta if adaptive else 0.0), scaled if adaptive else plain
-
-
-def chosen(measures: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Read which measures are wanted.
-
-    Args:
-        measures: names, or names of groups; None: all.
-
-    Returns:
-        Names, each once.
-
-    Raises:
-        UnknownNameError: if a name is neither.
-    """
-    everything = (*FIRST_ORDER, *CURVATURE)
-    if measures is None:
-        return everything
-    names: list[str] = []
-    for name in (measures,) if isinstance(measures, str) else measures:
-        if name not in everything and name not in GROUPS:
-            raise UnknownNameError("measure", name, [*GROUPS, *everything])
-        names += GROUPS.get(name, (name,))
-    return tuple(dict.fromkeys(names))
 
 
 class Measuring:
     """The rows as they come: what they share, and what each of them cost."""
 
-    def __init__(self, problem: Problem, settings: Settings, micro_batch_size: int | None, bar: Bar) -> None:
+    def __init__(
+        self, problem: Problem, settings: Settings, micro_batch_size: int | None, bar: Bar, progress: bool
+    ) -> None:
         self.problem, self.settings, self._size, self._bar = problem, settings, micro_batch_size, bar
+        self._progress = progress
         self.rows: list[Row] = []
         self.cautions: list[str] = []
         self._gradient: Tensor | None = None
@@ -232,6 +132,9 @@ class Measuring:
         Args:
             m: how many samples share a perturbation.
         """
+        if m > self.problem.samples:
+            self.cautions.append(f"m-sharpness for m={m} was left out: there are {self.problem.samples} samples")
+            return
         ball, rho = self.settings.ball(2.0, False)
         everything = micro_batches(self.problem, m, self._size)
         entries = spread_out(everything, self.settings.micro_batches)
@@ -239,26 +142,92 @@ class Measuring:
         sizes = torch.tensor([entry.samples for entry in entries])
         estimate = over_clusters(self.problem, rises, sizes, "micro-batches")
         settings = {"rho": rho, "p": 2.0, "m": m, "steps": 1, "micro_batches": f"{len(entries)} of {len(everything)}"}
-        samples = (
-            "each sample is given the step uphill that is worst for it"
-            if m == 1
-            else f"each {m} samples are given the step uphill that is worst for them"
-        )
-        meaning = f"How much the loss rises when {samples} alone."
+        whom, them = ("each sample is", "it") if m == 1 else (f"each {m} samples are", "them")
+        meaning = f"How much the loss rises when {whom} given the step uphill that is worst for {them} alone."
         self.add(f"m_sharpness_{m}", estimate, settings, meaning)
 
     def all_m(self) -> None:
-        """Add the m-sharpness of every m that the samples allow."""
+        """Add the m-sharpness of every m, where batches can be cut."""
         try:
             for m in self.settings.m:
-                if m <= self.problem.samples:
-                    self.m_sharpness(m)
-                else:
-                    self.cautions.append(
-                        f"m-sharpness for m={m} was left out: there are {self.problem.samples} samples"
-                    )
+                self.m_sharpness(m)
         except ValueError as error:
             self.cautions.append(f"m-sharpness was left out: {error}")
+
+    def eigenvalues(self, wanted: Sequence[str], k: int, max_memory: float | None, warm: WarmStart) -> None:
+        """Add the largest eigenvalue and its ratio to the k-th.
+
+        Args:
+            wanted: names of rows.
+            k: how many eigenvalues.
+            max_memory: in bytes.
+            warm: where an earlier search ended; this one's end is written into it.
+        """
+        of = self.problem
+        k = min(k, of.weights)
+        found = warm.found = hessian_eigenvalues(
+            of.model,
+            of.loss_fn,
+            of.batches,
+            k,
+            which="largest",
+            warm_start=warm.found,
+            keep_vectors=True,
+            max_memory=max_memory,
+            **self._same(),
+        )
+        # On parts as small as the memory asked for; a part's graph is kept for one part at a time.
+        options = self._same() | {"micro_batch_size": self._size and found.conditions.micro_batch_size}
+        del options["progress"]
+        parts = Problem(of.model, of.loss_fn, of.batches, **options)
+        with parts.open():
+            largest, ratio = top(parts, found)
+        cost = parts.cost()
+        settings = {"k": k, "residual": found.residuals[0], "products": found.products}
+        if "lambda_max" in wanted:
+            meaning = "The largest eigenvalue of the Hessian: the curvature in the direction in which it is largest."
+            self.add("lambda_max", largest, settings, meaning, found.cost, cost)
+            found_cost: tuple[Cost, ...] = (Cost(0.0, 0.0),)
+        else:
+            found_cost = (found.cost, cost)
+        if "lambda_ratio" in wanted and ratio is not None:
+            meaning = f"The largest eigenvalue over number {k}: how far one direction stands out."
+            self.add("lambda_ratio", ratio, {"k": k, "residual": found.residuals[-1]}, meaning, *found_cost)
+        if not all(found.converged):
+            residuals = ", ".join(f"{residual:.2g}" for residual in found.residuals)
+            self.cautions.append(
+                f"the eigenvalues have not converged (residuals {residuals}): hessian_eigenvalues can go on"
+            )
+        for note in found.conditions.notes:
+            of.note(note)
+
+    def trace(self, max_memory: float | None) -> None:
+        """Add the trace.
+
+        Args:
+            max_memory: in bytes.
+        """
+        of = self.problem
+        found = hessian_trace(of.model, of.loss_fn, of.batches, max_memory=max_memory, **self._same())
+        over = f"{found.degrees + 1} probes, on these samples" if found.degrees else ""
+        error = found.standard_error if found.degrees else None
+        settings = {"method": found.method, "probes": found.probes}
+        meaning = "The sum of all eigenvalues of the Hessian: curvature over all directions together."
+        self.add("trace", Estimate(found.value, error, over), settings, meaning, found.cost)
+        for note in found.conditions.notes:
+            of.note(note)
+
+    def _same(self) -> dict[str, Any]:
+        """What a measure of the same problem is called with."""
+        of = self.problem
+        return {
+            "parameters": of.params,
+            "mode": of.mode,
+            "micro_batch_size": self._size,
+            "seed": of.seed,
+            "process_group": of.group,
+            "progress": self._progress,
+        }
 
     def result(self) -> Sharpness:
         """Return the table.
@@ -275,9 +244,8 @@ class Measuring:
 def _described(p: float, adaptive: bool, rho: float) -> str:
     if math.isinf(p):
         return f"while each weight moves by at most {f'{rho:g} of itself' if adaptive else f'{rho:g}'}"
-    return (
-        f"while the {'relative moves' if adaptive else 'moves'} of all weights together are at most {rho:g} (L2 norm)"
-    )
+    moves = "relative moves" if adaptive else "moves"
+    return f"while the {moves} of all weights together are at most {rho:g} (L2 norm)"
 
 
 def sharpness(
@@ -295,6 +263,10 @@ def sharpness(
     draws: int = 20,
     m: Sequence[int] = (1, 16, 128),
     micro_batches: int | None = 128,
+    eigenvalues: int = 5,
+    trace: bool = True,
+    max_memory: float | None = None,
+    warm_start: WarmStart | None = None,
     parameters: Parameters = None,
     mode: Mode = "eval",
     micro_batch_size: int | None = None,
@@ -319,6 +291,10 @@ def sharpness(
         draws: of noise for the averages, in antithetic pairs; an odd number is rounded up.
         m: sizes of micro-batches for m-sharpness.
         micro_batches: at most so many micro-batches for each m and process, evenly spaced; None: all.
+        eigenvalues: how many eigenvalues of the Hessian, for the first and its ratio to the last; 0: none.
+        trace: whether the trace is among all measures.
+        max_memory: bytes that the graphs of curvature may take; None: half of what is free.
+        warm_start: passed from call to call, it lets the search for eigenvalues start where the last one ended.
         parameters: which parameters are moved: a regular expression, a module, names, tensors or a rule; None: all.
         mode: ``"eval"``, ``"train"`` or ``"as is"``.
         micro_batch_size: evaluate at most so many samples at once; None: a batch at once. The parts so made are what
@@ -344,11 +320,8 @@ def sharpness(
         seed=seed,
         process_group=process_group,
     )
-    total = sum(
-        {"one_step": 1, "n_steps": steps, "average": draws / 2}.get(name.split("_adap")[0], 1) for name in wanted
-    )
-    with problem.open(), Bar("sharpness", total, shown=progress) as bar:
-        measuring = Measuring(problem, settings, micro_batch_size, bar)
+    with problem.open(), Bar("sharpness", work(wanted, settings), shown=progress) as bar:
+        measuring = Measuring(problem, settings, micro_batch_size, bar, progress)
         if "gradient_norm" in wanted:
             measuring.gradient()
         for ball in WORST:
@@ -358,4 +331,8 @@ def sharpness(
                 measuring.average(name)
         if "m_sharpness" in wanted:
             measuring.all_m()
+        if eigenvalues and ("lambda_max" in wanted or "lambda_ratio" in wanted):
+            measuring.eigenvalues(wanted, eigenvalues, max_memory, warm_start or WarmStart())
+        if trace and "trace" in wanted:
+            measuring.trace(max_memory)
     return measuring.result()
