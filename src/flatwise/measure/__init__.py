@@ -16,6 +16,7 @@ from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.sharpness import sharpness
+from flatwise.measure.suggest import RhoSuggestion, suggest_rho
 from flatwise.measure.trace import Trace, hessian_trace
 from flatwise.measure.track import Record, Tracker, track
 from flatwise.measure.trajectory import Trajectory, TrajectoryRecorder
@@ -30,6 +31,7 @@ __all__ = [
     "PacBayesBound",
     "Ranking",
     "Record",
+    "RhoSuggestion",
     "Row",
     "Sharpness",
     "Trace",
@@ -48,5 +50,6 @@ __all__ = [
     "landscape",
     "pac_bayes_bound",
     "sharpness",
+    "suggest_rho",
     "track",
 ]

@@ -7,28 +7,24 @@ are timed. What is seen is judged in :mod:`flatwise.measure.verdicts`.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from flatwise.bsam import BSAM
 from flatwise.errors import UserError
-from flatwise.measure.data import read_batches
 from flatwise.measure.diagnosis import BatchNormReport, Diagnosis
 from flatwise.measure.probe import Look, Probe
 from flatwise.measure.problem import LossFn, Mode, Problem
 from flatwise.measure.progress import Bar
-from flatwise.measure.twin import TrainStep, Twin, base_twin, generators_of, radius_of, takes_radius
+from flatwise.measure.twin import TrainStep, Twin, base_twin, generators_of, radius_of, some_batches, takes_radius
 from flatwise.measure.unchanged import seed_all, unchanged
 from flatwise.measure.verdicts import LOST, Evidence, judge, mean_of
 from flatwise.optimizer import SAM
@@ -88,21 +84,6 @@ def doctor(
             warnings.filterwarnings("ignore", "only .* of the perturbation arrives")  # the verdict says so
             visit.run(steps, bar)
         return visit.diagnosis(steps)
-
-
-def some_batches(data: Any, limit: int) -> list[Any]:
-    """Read at most so many batches.
-
-    Args:
-        data: one batch, or an iterable of batches.
-        limit: how many.
-
-    Returns:
-        The batches.
-    """
-    if isinstance(data, Tensor | tuple | Mapping | list) or not isinstance(data, Iterable):
-        return read_batches(data)[:limit]
-    return read_batches(itertools.islice(data, limit))
 
 
 class _Visit:

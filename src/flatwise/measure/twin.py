@@ -8,8 +8,9 @@ or the ``step(closure)`` of torch.
 from __future__ import annotations
 
 import copy
+import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from flatwise.bsam import BSAM
 from flatwise.errors import UserError
+from flatwise.measure.data import read_batches
 from flatwise.optimizer import SAM
 
 LossFn = Callable[[Module, Any], Tensor]
@@ -181,3 +183,18 @@ def generators_of(data: Any) -> Iterator[None]:
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+def some_batches(data: Any, limit: int) -> list[Any]:
+    """Read at most so many batches.
+
+    Args:
+        data: one batch, or an iterable of batches.
+        limit: how many.
+
+    Returns:
+        The batches.
+    """
+    if isinstance(data, Tensor | tuple | Mapping | list) or not isinstance(data, Iterable):
+        return read_batches(data)[:limit]
+    return read_batches(itertools.islice(data, limit))
