@@ -123,6 +123,7 @@ def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     rows = {row["name"]: row for row in entry["sharpness"]["rows"]}
     assert rows["one_step"]["settings"]["rho"] == 0.05
     assert rows["one_step_inf"]["settings"]["p"] == "inf"
+    assert isinstance(content["cautions"], list)
 
     # Again: what is there is read. Other settings: it is measured anew, but only for the method that was asked for.
     def refuse(*_: object, **__: object) -> None:
@@ -167,6 +168,7 @@ def test_a_landscape_of_a_run_and_its_report(run: Path, tmp_path: Path, capsys: 
     assert page.count("<canvas") == 2
     assert "Directions: random, filter-normalised" in page
     assert (tmp_path / "figures" / "landscape.svg").exists()
+    assert (run / "landscape.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

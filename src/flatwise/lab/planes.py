@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flatwise.report.flatness import condition_words
 from flatwise.report.planes import Plane
+from flatwise.report.scales import short
 from flatwise.report.surface3d import Surface
 
 if TYPE_CHECKING:
@@ -49,6 +51,10 @@ def _caption(seen: Landscape) -> str:
     parts.append(NORMS.get(seen.batch_norm, f"Batch-norm statistics: {seen.batch_norm}."))
     parts.append(condition_words({**vars(seen.conditions)}))
     parts.append(f"{seen.evaluations} of {seen.values.numel()} points evaluated, {seen.cost.seconds:.0f} s.")
+    largest = seen.annotate.get("lambda_max")
+    if isinstance(largest, Mapping):
+        values = ", ".join(f"{name} {short(value)}" for name, value in largest.items())
+        parts.append(f"Largest eigenvalue of the Hessian: {values}.")
     if not seen.complete:
         parts.append("Not complete yet.")
     parts.append("A plane is a cut of two dimensions through very many: it misses what lies beside it.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flatwise.measure.result import digits
@@ -19,12 +19,13 @@ DEPTH = 1e-6
 """A density below this share of its peak is drawn at the floor."""
 
 
-def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
+def sharpness_table(measures: Mapping[str, Data], level: str, cautions: Sequence[str] = ()) -> Markup:
     """Write the measures of all methods side by side.
 
     Args:
         measures: by the method.
         level: of the headings.
+        cautions: about all methods together.
 
     Returns:
         The table with its conditions and cautions; empty where nothing was measured.
@@ -43,7 +44,7 @@ def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
     headings = ["measure", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())
-    cautions = caution_words(tables)
+    cautions = [*cautions, *caution_words(tables)]
     return join(
         table(headings, rows, caption=caption, notes=notes),
         tag(

@@ -156,7 +156,7 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
             "Flatness",
             *(tag("p", sentence) for sentence in is_flatter(comparison) or [_nothing(comparison)]),
             figures(plane_figure(entry.plane, f"{prefix}landscape") if entry.plane else None),
-            sharpness_table(comparison.measures, level[1]),
+            sharpness_table(comparison.measures, level[1], comparison.cautions),
             figures(spectrum_figure(comparison.measures, f"{prefix}spectrum")),
         ),
         section("Settings", settings(comparison, level[1])),
