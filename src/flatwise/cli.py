@@ -104,5 +104,6 @@ def _overview() -> str:
     return (
         "usage: flatwise COMMAND [options]\n\n"
         + "\n".join(lines)
-        + "\n\nflatwise COMMAND --help lists the options with their defaults; flatwise --version says the version."
+        + "\n\nflatwise COMMAND --help, such as flatwise compare --help, lists the options with their defaults;\n"
+        "flatwise --version says the version."
     )

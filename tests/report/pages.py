@@ -79,6 +79,7 @@ def sharpness(scale: float, *, error: float | None = 0.001) -> dict[str, Any]:
 
     return {
         "rows": [
+            row("loss", 0.1, "The loss at the weights as they are."),
             row("gradient_norm", 0.3, "How steep the loss is at w."),
             row("one_step", 1.2 * scale, "How much the loss rises by SAM's own step.", rho=0.05, p=2.0, steps=1),
             row("average", 0.05 * scale, "How much it rises on average.", rho=0.05, sigma=0.001 * scale),

@@ -112,7 +112,7 @@ def test_what_is_on_the_page(tree: Tree) -> None:
         "In part: sam did better; asam did worse; msam is not decided.",
         "70.0 ± 1.0", "+25.0 ± 2.0", "sam is flatter than sgd by all 3 measures.",
         "The measures disagree about something.", "How much the loss rises by SAM's own step.",
-        "rho = 0.05, p = 2, steps = 1", "1,024 samples, 19,914 weights, evaluation mode", "a note on the samples.",
+        "(rho = 0.05, p = 2, steps = 1)", "1,024 samples, 19,914 weights, evaluation mode", "a note on the samples.",
         "Spectrum of the Hessian", "flatwise compare --dataset digits", "Made by hand.",
     ):  # fmt: skip
         assert words in text, words
@@ -158,7 +158,7 @@ def test_several_runs_are_one_page_each_figure_its_own() -> None:
 
 def test_numbers_that_are_none_are_a_dash() -> None:
     one = entry(["sgd", "sam"])
-    one.comparison.measures["sam"]["sharpness"]["rows"][1]["value"] = None
+    one.comparison.measures["sam"]["sharpness"]["rows"][2]["value"] = None
     for method in one.comparison.results["methods"].values():
         method["wrong_labels_fitted"] = None
     text = page(one).html
@@ -178,8 +178,8 @@ def test_names_inject_nothing(text: str) -> None:
     one = entry(names, name=text, data_set=text)
     sharp = one.comparison.measures[names[0]]["sharpness"]
     sharp["cautions"] = [text]
-    sharp["rows"][1]["meaning"] = text
-    sharp["rows"][1]["settings"] = {text: text}
+    sharp["rows"][2]["meaning"] = text
+    sharp["rows"][2]["settings"] = {text: text}
     one.comparison.results["verdict"].append(text)
     one.comparison.results["environment"]["packages"][text] = text
     object.__setattr__(one.comparison, "missing", [Missing(text, text)])

@@ -85,5 +85,7 @@ def run(settings: Settings) -> int:
     )
     console = console_for(sys.stdout)
     console.print(str(seen), markup=False)
-    console.print(f"Every number: {subjects.folder.landscape}", markup=False)
+    picture = subjects.folder.landscape.with_suffix(".png")
+    seen.plot(picture, settings.style)
+    console.print(f"Every number: {subjects.folder.landscape}; the picture: {picture}", markup=False)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flatwise.lab.table import PLAIN_WIDTH, print_sentences
-from flatwise.report.flatness import condition_words, setting_words, shared_settings, side_by_side
+from flatwise.report.flatness import caution_words, condition_words, setting_words, shared_settings, side_by_side
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,10 +40,9 @@ def print_measures(entries: dict[str, Any], console: Console) -> None:
             for name in sharp
         ]
         spent = max(row["gradient_evaluations"] for row in found.values())
-        table.add_row(first["name"], setting_words(shared_settings(found)), *cells, f"{spent:.3g}")
+        table.add_row(first["name"].replace("_", " "), setting_words(shared_settings(found)), *cells, f"{spent:.3g}")
     console.print(table)
-    sentences = [f"{row['name']}: {row['meaning']}" for row in next(iter(sharp.values()))["rows"]]
+    sentences = [f"{row['name'].replace('_', ' ')}: {row['meaning']}" for row in next(iter(sharp.values()))["rows"]]
     sentences.append(condition_words(next(iter(sharp.values()))["conditions"]))
-    cautions = {text: None for entry in sharp.values() for text in entry["cautions"]}
-    sentences += [f"Caution: {text}" for text in cautions]
+    sentences += [f"Caution: {text}" for text in caution_words(sharp)]
     print_sentences(sentences, console)

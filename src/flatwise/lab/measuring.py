@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flatwise.errors import CannotWriteError
 from flatwise.files import write_json
 from flatwise.lab.subjects import Subjects, known_measures
-from flatwise.measure import Landscape, hessian_density, landscape, sharpness
+from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
+from flatwise.measure.result import Conditions, Cost
 
 SCHEMA = "flatwise.measures/1"
 
@@ -53,13 +55,38 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
         if not fresh and known.get("settings") == settings:
             continue
         table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
-        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": table.as_dict()}
+        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": _spelt(table.as_dict())}
         if wanted.spectrum:
             density = hessian_density(model, subjects.loss_fn, subjects.data, progress=progress)
             entries[name]["density"] = density.as_dict()
-        content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries}
+        content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries, "cautions": _compared(entries)}
         write_json(subjects.folder.measures, content)
     return {name: entries[name] for name in subjects.models}
+
+
+def _compared(entries: Mapping[str, Any]) -> list[str]:
+    """Say where the measures disagree about which network is flatter."""
+    tables = {name: _table(entry["sharpness"]) for name, entry in entries.items()}
+    return list(compare_sharpness(tables).cautions) if len(tables) > 1 else []
+
+
+def _table(content: Mapping[str, Any]) -> Sharpness:
+    # A value that was no number is null in the file.
+    rows = [Row(**{**row, "value": math.nan if row["value"] is None else row["value"]}) for row in content["rows"]]
+    return Sharpness(
+        rows=tuple(rows),
+        loss=content["loss"],
+        cautions=tuple(content["cautions"]),
+        conditions=Conditions(**content["conditions"]),
+        cost=Cost(**content["cost"]),
+    )
+
+
+def _spelt(table: dict[str, Any]) -> dict[str, Any]:
+    # p = inf is a setting, not a number that went wrong: JSON would make it null.
+    for row in table["rows"]:
+        row["settings"] = {key: "inf" if value == math.inf else value for key, value in row["settings"].items()}
+    return table
 
 
 def survey(
@@ -99,9 +126,20 @@ def survey(
         points=points,
         extent=extent,
         path=path,
+        annotate=_largest_eigenvalues(subjects),
         seed=subjects.seed,
         progress=progress,
     )
+
+
+def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:
+    """Read what stands on the figure, where it was measured before."""
+    found = {}
+    for name, entry in known_measures(subjects.folder, subjects.identity).items():
+        rows = {row["name"]: row["value"] for row in entry["sharpness"]["rows"]}
+        if name in subjects.models and entry["seed"] == subjects.seed and rows.get("lambda_max") is not None:
+            found[name] = rows["lambda_max"]
+    return {"lambda_max": found} if found else {}
 
 
 def _make(subjects: Subjects) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flatwise.report.flatness import condition_words
 from flatwise.report.planes import Plane
+from flatwise.report.scales import short
 from flatwise.report.surface3d import Surface
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def plane_of(seen: Landscape) -> Plane:
         for name, grid in zip(seen.names, grids, strict=True)
     ]
     return Plane(
-        axes=seen.labels,
+        # How they are scaled is in the caption.
+        axes=[label.partition(",")[0] for label in seen.labels],
         x=seen.axes[0],
         y=seen.axes[1] if seen.dimensions == 2 else (),
         surfaces=surfaces,
@@ -44,15 +47,14 @@ def plane_of(seen: Landscape) -> Plane:
 
 
 def _caption(seen: Landscape) -> str:
-    scaled = {"filter": ", filter-normalised (Li et al., 2018)", "layer": ", normalised by layer"}.get(
-        seen.normalize or "", ""
-    )
-    kinds = " and ".join(dict.fromkeys(seen.directions))
-    parts = [f"Directions: {kinds}{scaled if 'random' in seen.directions else ''}."]
+    parts = [f"Directions: {' and '.join(dict.fromkeys(seen.directions))}."]
     parts.append(NORMS.get(seen.batch_norm, f"Batch-norm statistics: {seen.batch_norm}."))
     parts.append(condition_words({**vars(seen.conditions)}))
-    points = seen.values.numel()
-    parts.append(f"{seen.evaluations} of {points} points evaluated, {seen.cost.seconds:.0f} s.")
+    parts.append(f"{seen.evaluations} of {seen.values.numel()} points evaluated, {seen.cost.seconds:.0f} s.")
+    largest = seen.annotate.get("lambda_max")
+    if isinstance(largest, Mapping):
+        values = ", ".join(f"{name} {short(value)}" for name, value in largest.items())
+        parts.append(f"Largest eigenvalue of the Hessian: {values}.")
     if not seen.complete:
         parts.append("Not complete yet.")
     parts.append("A plane is a cut of two dimensions through very many: it misses what lies beside it.")

@@ -81,7 +81,7 @@ def read_entry(path: Path) -> Entry:
     from flatwise.measure import Landscape
 
     config, folder, results = read_run(path)
-    measures = _measures(folder)
+    measures, cautions = _measures(folder, results["identity"])
     landscape = Landscape.load(folder.landscape) if folder.landscape.exists() else None
     missing = [
         Missing(what, f"flatwise {word} {path}")
@@ -99,6 +99,7 @@ def read_entry(path: Path) -> Entry:
         protocol=protocol(config, results),
         command=command(config),
         measures=measures,
+        cautions=cautions,
         missing=missing,
     )
     return Entry(comparison, panels(runs), None if landscape is None else plane_of(landscape))
@@ -118,7 +119,8 @@ def _runs(folder: RunFolder, name: str, seeds: int) -> list[Result]:
     return runs
 
 
-def _measures(folder: RunFolder) -> Result:
+def _measures(folder: RunFolder, identity: str) -> tuple[Result, list[str]]:
     content = read_json(folder.measures)
-    methods = content.get("methods") if isinstance(content, dict) else None
-    return methods if isinstance(methods, dict) else {}
+    if not isinstance(content, dict) or content.get("identity") != identity:
+        return {}, []
+    return content["methods"], content["cautions"]

@@ -33,6 +33,7 @@ class Comparison:
         protocol: one sentence: what was trained on what.
         command: what repeats it.
         measures: ``methods`` of measures.json, by the method; empty where nothing was measured.
+        cautions: about the measures of all methods together.
         missing: what is not there, and how to make it.
     """
 
@@ -42,4 +43,5 @@ class Comparison:
     protocol: str
     command: str
     measures: Mapping[str, Data] = field(default_factory=dict)
+    cautions: Sequence[str] = ()
     missing: Sequence[Missing] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flatwise.measure.result import digits
@@ -19,12 +19,13 @@ DEPTH = 1e-6
 """A density below this share of its peak is drawn at the floor."""
 
 
-def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
+def sharpness_table(measures: Mapping[str, Data], level: str, cautions: Sequence[str] = ()) -> Markup:
     """Write the measures of all methods side by side.
 
     Args:
         measures: by the method.
         level: of the headings.
+        cautions: about all methods together.
 
     Returns:
         The table with its conditions and cautions; empty where nothing was measured.
@@ -37,13 +38,13 @@ def sharpness_table(measures: Mapping[str, Data], level: str) -> Markup:
     for name, there in side_by_side(tables).items():
         cells = [_value(there.get(method)) for method in tables]
         spent = max(row["gradient_evaluations"] for row in there.values())
+        rows.append([Cell(name.replace("_", " ")), *cells, Cell(f"{spent:.3g}", spent)])
         words = setting_words(shared_settings(there))
-        rows.append([Cell(name.replace("_", " ")), Cell(words), *cells, Cell(f"{spent:.3g}", spent)])
-        notes.append(next(iter(there.values()))["meaning"])
-    headings = ["measure", "settings", *tables, "cost, gradients"]
+        notes.append(f"{next(iter(there.values()))['meaning']}{f' ({words})' if words else ''}")
+    headings = ["measure", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())
-    cautions = list(dict.fromkeys(text for entry in tables.values() for text in entry["cautions"]))
+    cautions = [*cautions, *caution_words(tables)]
     return join(
         table(headings, rows, caption=caption, notes=notes),
         tag(
@@ -71,6 +72,22 @@ def side_by_side(tables: Mapping[str, Data]) -> dict[str, dict[str, Data]]:
         for row in table_of["rows"]:
             found.setdefault(row["name"], {})[method] = row
     return found
+
+
+def caution_words(tables: Mapping[str, Data]) -> list[str]:
+    """Collect the cautions, each with the methods that it is about where it is not about all.
+
+    Args:
+        tables: by the method, each with ``cautions``.
+
+    Returns:
+        Sentences.
+    """
+    found: dict[str, list[str]] = {}
+    for method, table_of in tables.items():
+        for text in table_of["cautions"]:
+            found.setdefault(text, []).append(method)
+    return [text if len(methods) == len(tables) else f"{', '.join(methods)}: {text}" for text, methods in found.items()]
 
 
 def shared_settings(rows: Mapping[str, Data]) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def setting_words(settings: Mapping[str, Any]) -> str:
         f"{key.replace('_', ' ')} = {value:.3g}" if isinstance(value, float) else f"{key.replace('_', ' ')} = {value}"
         for key, value in settings.items()
     ]
-    return ", ".join(parts) or "\N{EN DASH}"
+    return ", ".join(parts)
 
 
 def condition_words(conditions: Data) -> str:

@@ -67,7 +67,7 @@ def make_page(entries: Sequence[Entry], *, made: str) -> Page:
         tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
-        tag("style", Markup(asset("style.css") + asset("chart.css"))),
+        tag("style", Markup(asset("chart.css") + asset("style.css"))),
     )
     body = tag(
         "body",
@@ -156,7 +156,7 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
             "Flatness",
             *(tag("p", sentence) for sentence in is_flatter(comparison) or [_nothing(comparison)]),
             figures(plane_figure(entry.plane, f"{prefix}landscape") if entry.plane else None),
-            sharpness_table(comparison.measures, level[1]),
+            sharpness_table(comparison.measures, level[1], comparison.cautions),
             figures(spectrum_figure(comparison.measures, f"{prefix}spectrum")),
         ),
         section("Settings", settings(comparison, level[1])),

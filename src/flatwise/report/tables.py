@@ -57,10 +57,10 @@ def table(
         ]  # fmt: skip
         lines = [tag("tr", *cells)]
         if notes:
-            lines.append(tag("tr", tag("td", notes[number], colspan=len(headings)), class_="note"))
+            lines.append(tag("tr", tag("td", tag("div", notes[number]), colspan=len(headings)), class_="note"))
         # A body for each row keeps the row and its note together when they are sorted.
         groups.append(tag("tbody", *lines))
-    body = join(tag("caption", caption), tag("thead", tag("tr", *columns)), *groups)
+    body = join(tag("caption", tag("span", caption)), tag("thead", tag("tr", *columns)), *groups)
     return tag(
         "div",
         tag("table", body, class_="sortable" if sortable else None),

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from flatwise.report.content import Comparison, Data
 
-NO_SHARPNESS = frozenset({"gradient_norm", "lambda_ratio"})
+NO_SHARPNESS = frozenset({"loss", "gradient_norm", "lambda_ratio"})
 """Rows of the table that say something else than how sharp a minimum is."""
+NAMED = 4
+"""More measures than these are counted, not named."""
 BETTER, WORSE, OPEN, EQUAL = "better", "worse", "undecided", "the same"
 
 
@@ -204,5 +206,6 @@ def _sentence(name: str, reference: str, lower: list[str], higher: list[str], op
     if higher:
         parts.append(f"sharper by {len(higher)} ({listed(higher)})")
     if open_:
-        parts.append(f"within the noise by {len(open_)} ({listed(open_)})")
+        named = f" ({listed(open_)})" if len(open_) <= NAMED else ""
+        parts.append(f"within the noise by {len(open_)}{named}")
     return f"{'; '.join(parts)}. Where measures disagree, none of them alone says what is flat."
