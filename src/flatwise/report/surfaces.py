@@ -25,7 +25,8 @@ from flatwise.errors import UserError
 from flatwise.measure.landscape_result import EVALUATED, UNKNOWN, Landscape, Style
 from flatwise.measure.refine import guessed
 from flatwise.measure.result import digits
-from flatwise.report.figures import COLOURS, DASHES, FAINT, INK
+from flatwise.report.bands import COLOURS
+from flatwise.report.figures import DASHES, FAINT, INK
 
 COLOUR_MAP = "viridis"
 CAMERA = {"elev": 27.0, "azim": -57.0}
