@@ -106,7 +106,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from flatwise.report.figures import DASHES, FAINT, INK
 
     epochs = results["settings"]["epochs"]
-    figure = Figure(figsize=(4.4 * len(epochs), 4.1), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4.4 * len(epochs), 4.1), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, epoch in zip(figure.subplots(1, len(epochs), squeeze=False)[0], epochs, strict=True):
         looks = {
@@ -119,15 +119,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
         grid = torch.linspace(low - 4 * width, high + 4 * width, 400, dtype=torch.float64)
         lines = []
         for number, (name, rows) in enumerate(looks.items()):
-            densities = torch.stack([density_of(look, grid, width) for look in rows]).clamp(min=1e-12).log10()
+            densities = torch.stack([density_of(look, grid, width) for look in rows]).clamp(min=1e-12)
             mean = densities.mean(dim=0)
             colour, dashes = COLOURS[number], DASHES[number]
-            axes.fill_between(
-                grid, 10 ** densities.amin(0), 10 ** densities.amax(0), color=colour, alpha=0.18, linewidth=0
-            )
+            axes.fill_between(grid, densities.amin(0), densities.amax(0), color=colour, alpha=0.18, linewidth=0)
             top = estimate([look["eigenvalues"][0] for look in rows])
             ratio = estimate([look["eigenvalues"][0] / look["eigenvalues"][4] for look in rows])
-            lines += axes.plot(grid, 10**mean, color=colour, linestyle=dashes, linewidth=1.8)
+            lines += axes.plot(grid, mean, color=colour, linestyle=dashes, linewidth=1.8)
             lines[-1].set_label(f"{name}: λmax {spread(top)}, λmax/λ5 {spread(ratio)}")
         axes.set_yscale("log")
         axes.set_ylim(1e-7 / width, 3 / width)
