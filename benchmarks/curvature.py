@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ QUICK = Size(images=32, train=64, sgd_epochs=1, sam_epochs=1, steps=12, turns=1,
 def network(width: int) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(2 * width * 49, 10),
     )  # fmt: skip
 
@@ -252,6 +252,12 @@ CONTESTANTS = {
 }
 
 
+def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
+    """``torch.eig``, which pyhessian's density calls and torch has removed, for symmetric matrices."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+
 def densities(model: nn.Module, batch: Any, steps: int) -> dict[str, Callable[[], Any]]:
     """One probe of so many steps, and the curve."""
     from curvlinops import HessianLinearOperator
@@ -260,6 +266,7 @@ def densities(model: nn.Module, batch: Any, steps: int) -> dict[str, Callable[[]
     from pyhessian import hessian
 
     params = list(model.parameters())
+    torch.eig = eig  # type: ignore[assignment]  # without it pyhessian has no density with this torch
     return {
         "flatwise": lambda: hessian_density(model, loss_fn, [batch], iterations=steps, probes=1, progress=False),
         "curvlinops": lambda: lanczos_approximate_spectrum(
@@ -272,13 +279,13 @@ def densities(model: nn.Module, batch: Any, steps: int) -> dict[str, Callable[[]
     }
 
 
-def measured(size: Size, method: str, cache: Path | None) -> dict[str, Any]:
-    """Every contestant on one network."""
+def measured(size: Size, method: str, cache: Path | None, record: dict[str, Any], save: Callable[[], None]) -> None:
+    """Every contestant on one network; what is done is saved as it goes."""
     model = trained(size, method, cache).eval()
     data = load_data("fashion-mnist")
     batch = (data.train_inputs[: size.images].contiguous(), data.train_labels[: size.images])
     judge = Exact(model, batch, size.width)
-    record: dict[str, Any] = {"loss": float(loss_fn(model, batch)), "eigenvalues": {}, "density": {}}
+    record |= {"loss": float(loss_fn(model, batch)), "eigenvalues": {}, "density": {}}
     with judge.open():
         for name, make in CONTESTANTS.items():
             rows = []
@@ -300,6 +307,7 @@ def measured(size: Size, method: str, cache: Path | None) -> dict[str, Any]:
                 if residual <= TARGET:
                     break
             record["eigenvalues"][name] = rows
+            save()
     for name, run in densities(model, batch, size.steps).items():
         turns = []
         for _ in range(size.turns):
@@ -309,7 +317,7 @@ def measured(size: Size, method: str, cache: Path | None) -> dict[str, Any]:
             model.zero_grad()
         record["density"][name] = {"cost": statistics.median(turns), "turns": turns, "steps": size.steps}
         show(f"{method:4s} density: {name:21s} {size.steps:4d} steps {record['density'][name]['cost']:8.1f}")
-    return record
+        save()
 
 
 def show(line: str) -> None:
@@ -339,17 +347,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cache", type=Path, help="a folder that keeps the trained networks")
     parser.add_argument("--networks", nargs="+", default=["sgd", "sam"], choices=["sgd", "sam"])
+    parser.add_argument("--turns", type=int, help="how often each contestant runs; the median counts")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     size = QUICK if given.quick else FULL
+    if given.turns is not None:
+        size = replace(size, turns=given.turns)
     record: dict[str, Any] = {
         "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "target": TARGET, "networks": {},
     }  # fmt: skip
-    for method in given.networks:
-        record["networks"][method] = measured(size, method, given.cache)
+
+    def save() -> None:
         if given.out is not None:
             given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    for method in given.networks:
+        measured(size, method, given.cache, record["networks"].setdefault(method, {}), save)
     show(table(record))
 
 
