@@ -1,7 +1,7 @@
 """Small models in float64, and their dense matrices: the slow oracle of everything about curvature.
 
 torch.func (of torch 2.14) returns a Hessian that is not symmetric where a normalisation layer is called, in forward and
-in reverse mode. So in the oracle these layers are written out, from means and squares. Products by finite differences are
+in reverse mode. So in the oracle these layers are written out, from means and squares. Finite differences are
 tested against the same matrices.
 """
 

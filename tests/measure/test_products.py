@@ -291,11 +291,19 @@ def test_the_graph_is_built_once_and_kept_and_built_anew_where_memory_is_short()
 
     case.loss_fn = counted
     products_of(case, some(38, 5))
-    assert calls.count(12) == 2  # the graph, and the probe
+    assert calls.count(12) == 3  # to see what memory it takes, the graph, and the probe
+    whole, operator = products_of(case, some(38, 5), micro_batch_size=4)
+    kept = operator.problem.cost().gradient_evaluations
     calls.clear()
-    _, operator = products_of(case, some(38, 5), max_memory=4000)
+    anew, operator = products_of(case, some(38, 5), micro_batch_size=4, max_memory=3600)
     assert sum(calls) > 5 * 12
-    assert operator.problem.cost().gradient_evaluations > 5 * 3
+    assert operator.problem.cost().gradient_evaluations == pytest.approx(
+        kept + 4, abs=1
+    )  # 3 instead of 2, and no graph
+    torch.testing.assert_close(anew, whole)
+    calls.clear()
+    products_of(case, some(38, 5), micro_batch_size=4, max_memory=4900)
+    assert 3 * 12 < sum(calls) < 5 * 12  # one part of three is kept
 
 
 @pytest.mark.parametrize("budget", [6_000, 9_000, 20_000, 60_000, 10_000_000])

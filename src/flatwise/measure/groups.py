@@ -49,7 +49,7 @@ def by_group(
     batches = read_batches(data)
     chosen, _ = selected(model, parameters)
     return {
-        name: measure(model, loss_fn, batches, parameters=members, **options)
+        name: measure(model, loss_fn, iter(batches), parameters=members, **options)
         for name, members in grouped(list(chosen), groups).items()
     }
 

@@ -130,7 +130,7 @@ def samples_curve(
         row: list[float] = []
         for place in range(min(subsets, total // size)):
             chosen = order[place * size : (place + 1) * size].sort().values
-            result = measure(model, loss_fn, _subset(batches, counts, chosen), seed=seed, **options)
+            result = measure(model, loss_fn, iter(_subset(batches, counts, chosen)), seed=seed, **options)
             row.append(number(result))
             evaluations += result.cost.gradient_evaluations * size / total
             seconds += result.cost.seconds
