@@ -114,7 +114,11 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
     information = f"flatwise-{PROJECT['version']}.dist-info"
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
-    assert names >= modules | {"flatwise/py.typed", f"{information}/licenses/LICENSE"}
+    assert names >= modules | {
+        "flatwise/py.typed",
+        "flatwise/report/assets/script.js",
+        f"{information}/licenses/LICENSE",
+    }
     assert {name.partition("/")[0] for name in names} == {"flatwise", information}
 
 

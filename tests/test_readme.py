@@ -109,9 +109,9 @@ def check_flatwise(arguments: list[str]) -> None:
     """Read the command line and its methods as the program does, and stop there."""
     cli = pytest.importorskip("flatwise.cli")
     methods = pytest.importorskip("flatwise.lab.methods", reason="needs flatwise[lab]")
-    config = cli._parse(arguments)
-    if config is not None:  # None: the help was asked for
-        methods.trained_methods(config)
+    settings = cli.parse(arguments)
+    if arguments[:1] == ["compare"] and settings is not None:  # None: the help was asked for
+        methods.trained_methods(settings)
 
 
 def check_make(arguments: list[str]) -> None:

@@ -1,23 +1,20 @@
-"""The command ``flatwise``: parse, call, print."""
+"""The command ``flatwise``: a table of commands, each of which parses, calls and prints."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import importlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from flatwise.commands import SUMMARIES
+from flatwise.commands.flags import field_helps
 
-    from flatwise.lab.config import CompareConfig
+__all__ = ["field_helps", "main", "parse"]
 
-COMMANDS = ("compare", "variants")
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -44,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flatwise.errors import UserError
 
     try:
-        code = _run(words)
+        settings = parse(words)
+        code: int = 0 if settings is None else _module(words[0]).run(settings)
         sys.stdout.flush()  # here, where what cannot be written is still one line
         return code
     except UserError as error:
@@ -59,15 +57,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"flatwise: error: {error.strerror or error}{place}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command continues where this one stopped.", file=sys.stderr)
+        rest = " The same command continues where this one stopped." if _module(words[0]).CONTINUES else ""
+        print(f"\nInterrupted.{rest}", file=sys.stderr)
         return INTERRUPTED
 
 
-def _run(words: list[str]) -> int:
-    if words[:1] == ["variants"]:
-        return _variants(words[1:])
-    config = _parse(words)
-    return 0 if config is None else _compare(config)
+def parse(words: Sequence[str]) -> Any:
+    """Turn the command line into a command's settings.
+
+    Args:
+        words: the command and what follows it.
+
+    Returns:
+        The settings, or None where help or the version was asked for and has been printed.
+
+    Raises:
+        UnknownNameError: a command that does not exist, with the nearest that does.
+    """
+    from flatwise.errors import UnknownNameError
+
+    if list(words) in (["--version"], ["-V"]):
+        from importlib.metadata import version
+
+        print(f"flatwise {version('flatwise')}")
+        return None
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if words[0] not in SUMMARIES:
+        raise UnknownNameError("command", words[0], SUMMARIES)
+    return _module(words[0]).parse(words[1:])
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"flatwise.commands.{command}")
 
 
 def _drop_output() -> None:
@@ -76,154 +99,11 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _compare(config: CompareConfig) -> int:
-    from flatwise.lab.compare import compare, protocol
-    from flatwise.lab.table import console_for, print_sentences, print_table
-
-    results, folder, was_there = compare(config)
-    console = console_for(sys.stdout)
-    if was_there:
-        console.print(f"Already finished; read from {folder.results} (--fresh trains again).", markup=False)
-    if not config.quiet:
-        print_sentences([protocol(config, results)], console)
-    print_table(results, console)
-    print_sentences(results["verdict"], console)
-    if not config.quiet:
-        console.print(f"Curves, epochs and every number: {folder.path}", markup=False)
-    return 0
-
-
-def _variants(words: list[str]) -> int:
-    from flatwise.errors import UnknownNameError, UserError
-    from flatwise.lab.table import console_for
-    from flatwise.lab.variants import print_variant, print_variants
-    from flatwise.variants import list_variants, variant_info
-
-    names = [word for word in words if not word.startswith("-")]
-    if {"-h", "--help"} & set(words):
-        print("usage: flatwise variants [NAME ...]\n\nList the methods, or say everything about some of them.")
-        return 0
-    if len(names) < len(words):
-        raise UserError(f"flatwise variants takes names of methods, not {words[0]!r}")
-    for name in names:
-        if name not in list_variants(adapters=True):
-            raise UnknownNameError("method", name, list_variants(adapters=True))
-    console = console_for(sys.stdout)
-    if not names:
-        print_variants([variant_info(name) for name in list_variants(adapters=True)], console)
-    for name in names:
-        print_variant(variant_info(name), console)
-    return 0
-
-
-def _parse(words: list[str]) -> CompareConfig | None:
-    """Turn words into settings.
-
-    Args:
-        words: the command line.
-
-    Returns:
-        The settings, or None where help or the version was asked for and has been printed.
-
-    Raises:
-        UserError: a value that cannot be meant.
-        UnknownNameError: a word that does not exist, with the nearest that does.
-    """
-    from flatwise.errors import UnknownNameError, UserError, nearest
-    from flatwise.lab.config import CompareConfig
-
-    if words in (["--version"], ["-V"]):
-        from importlib.metadata import version
-
-        print(f"flatwise {version('flatwise')}")
-        return None
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return None
-    if words[0] not in COMMANDS:
-        raise UnknownNameError("command", words[0], COMMANDS)
-    parser = _parser()
-    if {"-h", "--help"} & set(words[1:]):
-        # An option without a default of its own says in words what it does then.
-        print(re.sub(r",\s+default:\s+null\)", ")", parser.format_help()), end="")
-        return None
-    flags = [option for action in parser._actions for option in action.option_strings]
-    for word in words[1:]:
-        if word.startswith("-") and word.partition("=")[0] not in flags and not _is_number(word):
-            option = word.partition("=")[0]
-            raise UserError(f"unknown option {option!r}{nearest(option, flags)} (flatwise compare --help lists all)")
-    try:
-        namespace = parser.parse_args(words[1:])
-    except argparse.ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
-    return CompareConfig(**{field.name: namespace[field.name] for field in fields(CompareConfig)})
-
-
-def _parser() -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    from flatwise.lab.config import CompareConfig, flag
-
-    parser = ArgumentParser(
-        prog="flatwise compare",
-        description="Train one network from the same seeds with several methods, and say which is better.",
-        exit_on_error=False,
-    )
-    hints, helps = get_type_hints(CompareConfig), field_helps(CompareConfig)
-    for entry in fields(CompareConfig):
-        if hints[entry.name] is bool:
-            parser.add_argument(flag(entry.name), action="store_true", help=helps[entry.name])
-        else:
-            parser.add_argument(flag(entry.name), type=hints[entry.name], default=entry.default, help=helps[entry.name])
-    return parser
-
-
-def field_helps(kind: type) -> dict[str, str]:
-    """Read what each field means from the docstring of a dataclass, so that it is written once.
-
-    Args:
-        kind: a dataclass with an ``Attributes:`` section.
-
-    Returns:
-        The text of each field.
-    """
-    section = (kind.__doc__ or "").partition("Attributes:")[2]
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
-
-
-def _one_line(message: str) -> str:
-    """Shorten a parser's error to what was wrong, and add the nearest right value."""
-    from flatwise.errors import nearest
-    from flatwise.lab.config import CompareConfig, flag
-
-    text = " ".join(message.split())
-    found = re.search(r'[Pp]arser key "([\w-]+)":? ?(.*)', text)
-    if found is None:
-        return text
-    name, reason = found[1].replace("-", "_"), found[2]
-    value = re.search(r"(?:Got|Given) value: ?(\S*)", reason)
-    hint: Any = get_type_hints(CompareConfig).get(name)
-    choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
-    if choices and value is not None:
-        word = value[1].strip("'\"")
-        return f"{flag(name)}: {word!r} is none of {', '.join(choices)}{nearest(word, choices)}"
-    kinds = " or ".join(kind.__name__ for kind in (get_args(hint) or (hint,)) if kind is not type(None))
-    return f"{flag(name)}: expected {kinds}, got {(value[1] or repr(value[1])) if value else reason}"
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
 def _overview() -> str:
+    lines = [f"  {name:<10} {summary}" for name, summary in SUMMARIES.items()]
     return (
         "usage: flatwise COMMAND [options]\n\n"
-        "  compare    train one network from the same seeds with several methods, and say which is better\n"
-        "  variants   list the methods: what each changes, its cost, radii, source and evidence\n\n"
-        "flatwise compare --help lists the options with their defaults; flatwise --version says the version."
+        + "\n".join(lines)
+        + "\n\nflatwise COMMAND --help, such as flatwise compare --help, lists the options with their defaults;\n"
+        "flatwise --version says the version."
     )

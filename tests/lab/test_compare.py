@@ -56,7 +56,7 @@ def test_the_folder_holds_what_is_promised(tiny: Make) -> None:
     assert not was_there
     assert {path.name for path in folder.path.iterdir()} == {
         ".lock", "config.json", "environment.json", "results.json", "timing.json", "curves.png",
-        "epochs", "jobs",
+        "epochs", "jobs", "weights", "report.html", "figures",
     }  # fmt: skip
     assert json.loads(folder.results.read_text()) == json.loads(json.dumps(results))
     assert folder.curves.read_bytes().startswith(b"\x89PNG")

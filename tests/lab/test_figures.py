@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from flatwise.report.figures import Band, Panel, draw_panels
+from flatwise.report.bands import Band, Panel
+from flatwise.report.figures import draw_panels
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from flatwise.lab.job import Job, all_jobs, finished, identity
 from flatwise.lab.methods import Method, trained_methods
 from flatwise.lab.pool import Pool
 from flatwise.lab.progress import Bars
+from flatwise.lab.reporting import write_report
 from flatwise.lab.results import assemble
 from flatwise.lab.split import make_split
 from flatwise.lab.tasks import TIMING
@@ -30,6 +31,8 @@ def compare(config: CompareConfig) -> tuple[Result, RunFolder, bool]:
     """Train what is not trained yet, and put the numbers together.
 
     A :class:`~flatwise.errors.UserError` says in one line why settings, data or folder are of no use.
+
+    The page ``report.html`` is written at the end.
 
     Args:
         config: the settings.
@@ -54,9 +57,11 @@ def compare(config: CompareConfig) -> tuple[Result, RunFolder, bool]:
             folder.clear()
             folder.create()
         known = read_json(folder.results)
-        if isinstance(known, dict) and known.get("identity") == identity(config):
-            return known, folder, True
-        return _train(config, methods, data, folder), folder, False
+        was_there = isinstance(known, dict) and known.get("identity") == identity(config)
+        results: Result = known if was_there else _train(config, methods, data, folder)
+        # Also where all was there: what was measured since then is put on the page.
+        write_report([folder.path])
+        return results, folder, was_there
 
 
 def _train(config: CompareConfig, methods: list[Method], data: ImageData, folder: RunFolder) -> Result:

@@ -10,6 +10,7 @@ from typing import Any
 from flatwise.errors import UserError
 from flatwise.files import write_atomically
 from flatwise.lab.statistics import estimate
+from flatwise.report.bands import Band, Panel
 
 Result = dict[str, Any]
 
@@ -26,25 +27,16 @@ def draw(results: Result, runs: Mapping[str, Sequence[Result]], path: Path) -> N
         UserError: matplotlib is missing.
     """
     try:
-        from flatwise.report.figures import Panel, draw_panels
+        from flatwise.report.figures import draw_panels
     except ImportError as error:
         raise UserError("figures need matplotlib: pip install 'flatwise[lab]'") from error
     config, data = results["config"], results["data"]
     noise = f", {100 * config['label_noise']:g} % wrong labels" if config["label_noise"] else ""
     count = config["seeds"]
     spread = f"Mean and 95 % interval over {count} paired seeds" if count > 1 else "One seed"
-    panels = [
-        Panel("Training loss", "cross-entropy", _bands(runs, "train_loss", 1.0), from_zero=True),
-        Panel(
-            "Validation accuracy",
-            "% of clean labels",
-            _bands(runs, "validation_accuracy", 100.0),
-            limits=(0, 100),
-        ),
-    ]
     image = BytesIO()
     draw_panels(
-        panels,
+        panels(runs),
         image,
         title=f"{config['model']} on {data['name']}: {data['train']} training images{noise}",
         subtitle=spread,
@@ -53,9 +45,27 @@ def draw(results: Result, runs: Mapping[str, Sequence[Result]], path: Path) -> N
     write_atomically(path, lambda file: file.write(image.getvalue()))
 
 
-def _bands(runs: Mapping[str, Sequence[Result]], key: str, scale: float) -> list[Any]:
-    from flatwise.report.figures import Band
+def panels(runs: Mapping[str, Sequence[Result]]) -> list[Panel]:
+    """Say what the figure shows: training loss and validation accuracy, mean and interval over the seeds.
 
+    Args:
+        runs: the finished runs of each trained method.
+
+    Returns:
+        Two panels.
+    """
+    return [
+        Panel("Training loss", "cross-entropy", _bands(runs, "train_loss", 1.0), from_zero=True),
+        Panel(
+            "Validation accuracy",
+            "% of clean labels",
+            _bands(runs, "validation_accuracy", 100.0),
+            limits=(0, 100),
+        ),
+    ]
+
+
+def _bands(runs: Mapping[str, Sequence[Result]], key: str, scale: float) -> list[Band]:
     bands = []
     for name, seeds in runs.items():
         histories = [run["history"] for run in seeds]

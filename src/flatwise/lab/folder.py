@@ -91,6 +91,38 @@ class RunFolder:
         """
         return self.path / "jobs" / f"{file_name(name)}-seed{seed}.checkpoint"
 
+    def weights(self, name: str, seed: int) -> Path:
+        """Name the file with the weights and buffers after a run's last step.
+
+        Args:
+            name: the method.
+            seed: the run's seed.
+
+        Returns:
+            The file.
+        """
+        return self.path / "weights" / f"{file_name(name)}-seed{seed}.pt"
+
+    @property
+    def measures(self) -> Path:
+        """How flat the trained weights are."""
+        return self.path / "measures.json"
+
+    @property
+    def landscape(self) -> Path:
+        """The loss around the trained weights."""
+        return self.path / "landscape.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The folder with each figure of the page as a file."""
+        return self.path / "figures"
+
     def worker_log(self, worker: int) -> Path:
         """Name the file that takes what a worker process prints.
 
@@ -102,6 +134,9 @@ class RunFolder:
         """
         return self.path / f"worker-{worker}.log"
 
+    def _parts(self) -> tuple[Path, ...]:
+        return tuple(self.path / part for part in ("epochs", "jobs", "weights"))
+
     def create(self) -> None:
         """Make the folder and its parts.
 
@@ -109,16 +144,18 @@ class RunFolder:
             CannotWriteError: the place cannot be written.
         """
         try:
-            for folder in (self.path, self.path / "epochs", self.path / "jobs"):
+            for folder in (self.path, *self._parts()):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CannotWriteError(self.path, error) from error
 
     def clear(self) -> None:
         """Remove what a comparison wrote, and nothing else."""
-        for folder in (self.path / "epochs", self.path / "jobs"):
+        for folder in (*self._parts(), self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.config, self.environment, self.results, self.curves, self.timing):
+        # What was measured, drawn and written about the old weights goes with them.
+        made = (self.measures, self.landscape, self.landscape.with_suffix(".png"), self.report)
+        for path in (self.config, self.environment, self.results, self.curves, self.timing, *made):
             path.unlink(missing_ok=True)
         for path in self.path.glob("worker-*.log"):
             path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from flatwise.lab.data import load_data
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.loop import Trainer, score
 from flatwise.lab.methods import Method, trained_methods
+from flatwise.lab.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def run_job(
     Args:
         config: the settings.
         job: method and seed.
-        folder: takes the epochs' lines, the checkpoint and the result.
+        folder: takes the epochs' lines, the checkpoint, the weights and the result.
         on_epoch: called with the number of finished epochs, at the start too.
         on_notice: called with a sentence that the user should see.
 
@@ -150,6 +151,8 @@ def run_job(
             raise CannotWriteError(lines, error) from error
         on_epoch(epoch + 1)
     result = _result(config, job, trainer, history, seconds)
+    save_weights(folder.weights(name, seed), trainer.model)
+    # After the weights: this file says that the run is finished.
     write_json(folder.job(name, seed), result)
     path.unlink(missing_ok=True)
     return result

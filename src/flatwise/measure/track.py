@@ -162,7 +162,8 @@ class Tracker:
         if not self.records:
             raise UserError("there is nothing to draw: no step was measured yet")
         try:
-            from flatwise.report.figures import Band, Panel, draw_panels
+            from flatwise.report.bands import Band, Panel
+            from flatwise.report.figures import draw_panels
         except ImportError as error:
             raise UserError("drawing needs matplotlib: pip install 'flatwise[measure]'") from error
         names = [name for name in self.records[-1].values if all(name in r.values for r in self.records)]

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flatwise.report.figures import COLOURS, DASHES, FAINT, INK
+from flatwise.report.bands import COLOURS
+from flatwise.report.figures import DASHES, FAINT, INK
 
 LABEL_HEIGHT = 0.026
 """Of a panel's height: how far apart two labels must be that stand one above the other."""

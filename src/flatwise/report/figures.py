@@ -3,53 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; black is kept for text.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+from flatwise.report.bands import COLOURS, Panel
+
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2)))
 INK, FAINT = "#222222", "#777777"
-
-
-@dataclass(frozen=True)
-class Band:
-    """A line with a band around it.
-
-    Attributes:
-        label: what it is called.
-        positions: horizontal places.
-        means: the line's heights.
-        half_widths: how far the band reaches above and below.
-    """
-
-    label: str
-    positions: Sequence[float]
-    means: Sequence[float]
-    half_widths: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: what is shown.
-        unit: what the heights are in.
-        bands: what is drawn.
-        limits: lowest and highest value that can occur; a band is cut there.
-        from_zero: begin the vertical axis at 0.
-    """
-
-    title: str
-    unit: str
-    bands: Sequence[Band] = field(default_factory=tuple)
-    limits: tuple[float, float] | None = None
-    from_zero: bool = False
 
 
 def draw_panels(panels: Sequence[Panel], file: BinaryIO, *, title: str, subtitle: str, horizontal: str) -> None:

@@ -1,0 +1,11 @@
+"""The commands: a module each, with ``parse(words)`` (settings; None where help was printed) and ``run(settings)``."""
+
+SUMMARIES = {
+    "compare": "train one network from the same seeds with several methods, and say which is better",
+    "measure": "how flat the trained weights are: sharpness, Hessian, spectrum, with error bars",
+    "landscape": "the loss around the trained weights of several methods, on one scale",
+    "report": "one page from one or several comparisons, to read and to send",
+    "doctor": "is SAM on, of the right size, and what does it cost?",
+    "variants": "list the methods: what each changes, its cost, radii, source and evidence",
+}
+"""Each command and what it does, in the order in which help lists them."""
