@@ -130,6 +130,36 @@ def test_n_steps_are_never_below_one_step_and_stay_in_the_ball():
             assert table.row(f"n_steps{ball}").value >= table.row(f"one_step{ball}").value
 
 
+class Wave(nn.Module):
+    """One weight at 0; steps of length 1 in the ball of radius 1 go to 1 and, where that is downhill, back to 0."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.w, self.shape = nn.Parameter(torch.zeros(1).double()), shape
+
+    def forward(self, x):
+        return self.shape(self.w).sum() + 0 * x
+
+
+def test_the_highest_point_on_the_way_counts():
+    """Steps go to 1, 0, 1: sin(4w) is -0.76 at 1, and 0 at 0."""
+    row = sharpness(Wave(lambda w: (4 * w).sin()), own_loss, NOTHING, measures="worst", rho=1.0, steps=3).row
+    assert row("one_step").value == pytest.approx(math.sin(4))
+    assert row("n_steps").value == pytest.approx(0, abs=1e-12)
+    assert row("n_steps").settings["highest_after"] == 2
+
+
+def test_n_steps_are_never_below_one_step_also_where_graphs_change_the_loss():
+    """A loss that is lower by 0.1 with a graph stands for kernels that round differently."""
+
+    def shape(w):
+        return w - 0.95 * w**2 - 0.1 * torch.is_grad_enabled()
+
+    row = sharpness(Wave(shape), own_loss, NOTHING, measures="worst", rho=1.0, steps=2).row
+    assert row("one_step").value == pytest.approx(0.05)
+    assert row("n_steps").value == row("one_step").value
+
+
 # Average case
 
 

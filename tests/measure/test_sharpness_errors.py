@@ -184,7 +184,7 @@ def test_the_noise_of_the_gradient_is_how_much_it_varies():
     model, runs = network(), 200
     gradients, noises = [], []
     for run in range(runs):
-        problem = Problem(model, mean_loss, drawn(64, run), micro_batch_size=4)
+        problem = Problem(model, mean_loss, drawn(64, run), micro_batch_size=16)
         with problem.open():
             gradient, noise = gradient_and_noise(problem)
         gradients.append(gradient)

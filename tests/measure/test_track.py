@@ -131,6 +131,10 @@ def test_a_picture_is_drawn(tmp_path):
     tracker(1)
     tracker(2)
     tracker.plot(tmp_path / "track.png")
+    tracker.plot(tmp_path / "one.png", ["one_step"])
+    assert (tmp_path / "one.png").stat().st_size < (tmp_path / "track.png").stat().st_size
+    with pytest.raises(UserError, match="did you mean 'one_step'"):
+        tracker.plot(tmp_path / "none.png", ["onestep"])
     assert (tmp_path / "track.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -173,7 +173,7 @@ class Measuring:
             warm: where an earlier search ended; this one's end is written into it.
         """
         of = self.problem
-        k = min(k, of.weights)
+        k = min(k, of.weights) if "lambda_ratio" in wanted else 1
         found = warm.found = hessian_eigenvalues(
             of.model,
             of.loss_fn,
