@@ -178,7 +178,7 @@ class _Sheet:
 
     def solid(self, number: int) -> tuple[float, float, float, float]:
         """A panel for three dimensions, whose axes leave a margin of their own."""
-        return self._share(0.05 + self.step * number, self.bottom + 0.02, self.step, 3.75)
+        return self._share(0.05 + self.step * number, self.bottom + 0.16, self.step, 3.65)
 
     def bar(self, after: int, *, solid: bool) -> tuple[float, float, float, float]:
         """A narrow panel for colours to the right of so many panels."""
@@ -229,9 +229,9 @@ def _planes(figure: Figure, landscape: Landscape, heights: Heights, sheet: _Shee
             axes = figure.add_axes(sheet.flat(number))
             _contour(axes, x, y, heights.values[number], heights)
             _places(axes, landscape)
-        axes.set_xlabel(landscape.labels[0], color=INK, fontsize=8 if solid else 9)
+        axes.set_xlabel(landscape.labels[0], color=INK, fontsize=7.5 if solid else 9)
         if number == 0 or solid:
-            axes.set_ylabel(landscape.labels[1], color=INK, fontsize=8 if solid else 9)
+            axes.set_ylabel(landscape.labels[1], color=INK, fontsize=7.5 if solid else 9)
         text = name if columns > 1 or name != "model" else ""
         if solid:
             figure.text(*_above(sheet, number), text, fontsize=11, fontweight="bold", color=INK, ha="center", va="top")
@@ -267,7 +267,7 @@ def _surface(axes: Any, x: Any, y: Any, values: Any, heights: Heights) -> None:
     )
     axes.set_zlim(low, high if high > low else low + 1e-12)
     axes.view_init(**CAMERA)
-    axes.set_box_aspect((1, 1, 0.72), zoom=0.97)
+    axes.set_box_aspect((1, 1, 0.72), zoom=0.93)
     if heights.log:
         axes.zaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.zaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
