@@ -103,6 +103,7 @@ def draw(
     log: bool | None = None,
     clip: float | None = None,
     title: str | None = None,
+    dpi: int = 150,
 ) -> Figure:
     """Draw a landscape, and write the figure where a path is given.
 
@@ -113,6 +114,7 @@ def draw(
         log: a logarithmic scale; None: where it is needed.
         clip: the largest value that is drawn.
         title: above everything.
+        dpi: pixels of an inch.
 
     Returns:
         The figure. Nothing global is touched, no pyplot.
@@ -134,7 +136,7 @@ def draw(
     words += textwrap.wrap(_limits(landscape), int(width * 16))
     bottom, top = 0.12 + 0.17 * len(words), 0.02 if title is None else 0.3
     sheet = _Sheet(width, bottom + 3.75 + top, bottom, panels, beside)
-    figure = Figure(figsize=(sheet.width, sheet.height), dpi=150)
+    figure = Figure(figsize=(sheet.width, sheet.height), dpi=dpi)
     FigureCanvasAgg(figure)
     figure.text(0.2 / width, (bottom - 0.02) / sheet.height, "\n".join(words), fontsize=8, color=FAINT, va="top")
     if title is not None:
