@@ -161,7 +161,7 @@ class Landscape:
         return _report("surfaces").draw(self, path, style, log=log, clip=clip, title=title, dpi=dpi)
 
     def interactive(self, *, log: bool | None = None, clip: float | None = None) -> Any:
-        """Draw a plane with plotly, to be turned by hand; all models turn together and share the colours.
+        """Draw a plane with plotly, to be turned by hand; all models share the scale, and the camera at the start.
 
         Args:
             log: as in :meth:`plot`.
