@@ -9,7 +9,8 @@ from plotly.graph_objects import Figure, Scatter3d, Surface
 
 from flatwise.errors import UserError
 from flatwise.measure.landscape_result import Landscape
-from flatwise.report.surfaces import COLOUR_MAP, heights_of
+from flatwise.report.heights import heights_of
+from flatwise.report.panels import COLOUR_MAP
 
 EYE = {"x": 1.7, "y": -1.7, "z": 1.1}
 
