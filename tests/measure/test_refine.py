@@ -64,6 +64,14 @@ def test_a_rough_plane_takes_what_it_needs(name):
     assert asked < 0.75 * SIZE * SIZE
 
 
+def test_checks_find_what_hides_between_the_coarse_points():
+    hidden = torch.sin(math.pi * torch.arange(SIZE).double() / 4)[:, None] ** 2 * torch.ones(SIZE).double()
+    assert float(hidden[::4].max()) < 1e-20  # each point of the coarse grid is on the ground
+    values, _, error, _ = follow(hidden + 0.1 * B)
+    assert off(values, hidden + 0.1 * B) <= 0.02
+    assert error is None or error <= 0.02
+
+
 def test_a_tighter_tolerance_takes_more_points_and_errs_less():
     coarse, fine = (follow(ROUGH["Rosenbrock"], tolerance) for tolerance in (0.1, 0.005))
     assert coarse[3] < fine[3]
