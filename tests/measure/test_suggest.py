@@ -13,9 +13,9 @@ import flatwise
 from flatwise.errors import UserError
 from flatwise.measure import suggest_rho
 from flatwise.measure.agreement import Agreement, Reading
-from flatwise.measure.suggest import BORNE, LEAST_COSINE, chosen, search
+from flatwise.measure.ladder import BORNE, LEAST_COSINE, chosen, search
+from flatwise.measure.means import Mean
 from flatwise.measure.twin import Twin
-from flatwise.measure.verdicts import Mean
 
 
 def loss_fn(model, batch):
