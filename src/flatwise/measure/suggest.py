@@ -36,6 +36,7 @@ WARM = 0.3
 READINGS = 5
 """Radii that are looked at: three to bracket the answer by factors of four, two to halve the bracket."""
 MOST_BATCHES, LEAST_BATCHES = 8, 3
+GIVEN = "the given optimizer"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class RhoSuggestion:
 
     Attributes:
         rho: the radius, two digits.
-        method: of the family.
+        method: of the family; :data:`GIVEN` where the optimizer was a :class:`flatwise.SAM`.
         candidates: what was found at each radius that was tried, rising.
         reason: in words.
         notes: what a reader should know, in sentences.
@@ -154,15 +155,17 @@ def suggest_rho(
             look.train(batches[:-count], steps)
             bar.advance(steps)
             look.stand(batches[-count:])
-            start = variant_info(name).rho if optimizer_rho(optimizer) is None else optimizer_rho(optimizer)
-            found = search(lambda rho: _advanced(look.read(rho), bar), float(start or 0.05), readings)
+            start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
+            found = search(lambda rho: _advanced(look.read(rho), bar), start, readings)
         rho, reason, notes = chosen(found)
         if look.base.value <= 2 * look.base.error:
             notes.append("without a perturbation too, the gradients of different batches hardly agree: the radius is "
                          "uncertain")  # fmt: skip
         if look.one_pass:
-            notes.append("this method does not climb along the gradient of the batch, and early in a training what it "
-                         "climbs along is common to all batches: the radius is probably far too small")  # fmt: skip
+            notes.append(
+                "the rule does not fit this method, which moves all batches along one direction, downhill: the radius "
+                "is harmless, and probably far too small to help. Begin with the default of flatwise.create"
+            )
         if len(batches) < steps + count:
             notes.append(f"{len(batches)} batches were given; {steps + count} would not have been used twice")
         problem.gradient_evaluations += look.spent / len(batches)
@@ -209,7 +212,7 @@ def _prepared(model: Module, optimizer: Any, method: str, options: dict[str, Any
         if options or method != "sam":
             raise UserError("the optimizer is a flatwise.SAM already: pass its base optimizer to name a method")
         always = optimizer._schedule == Schedule(total_steps=optimizer._schedule.total_steps)
-        return Twin(model, optimizer), "sam", always
+        return Twin(model, optimizer), GIVEN, always
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer must be a base optimizer or a flatwise.SAM, got {type(optimizer).__name__}")
     twin = Twin(model, optimizer)
