@@ -72,6 +72,11 @@ class Record:
         rows = [*from_board(self.task, method), *self.content["trainings"]]
         return {row["seed"]: row["score"] for row in rows if (row["method"], row["rho"]) == wanted}
 
+    def suggestion(self, method: str, seed: int) -> dict[str, Any] | None:
+        """Return what was suggested, where it was asked for already."""
+        rows = self.content["suggestions"]
+        return next((row for row in rows if (row["method"], row["seed"]) == (method, seed)), None)
+
     def add(self, kind: str, row: dict[str, Any]) -> None:
         """Keep a result."""
         self.content[kind].append(row)
@@ -79,23 +84,25 @@ class Record:
         write_json(self.path, self.content)
 
 
-def work(task: str, method: str, rho: Any, seed: int) -> tuple[str, str, Any, int, dict[str, Any] | None, float, float]:
+def probe(task: str, method: str, seed: int) -> dict[str, Any]:
+    """Ask for a radius, at the start of the training of this seed."""
+    torch.set_num_threads(1)
+    found = TASKS[task].suggest(method, seed)
+    return {
+        "method": method, "seed": seed, "rho": found.rho, "gradients": found.gradients, "allowed": found.allowed,
+        "base_agreement": [round(x, 5) for x in found.base_agreement],
+        "candidates": [[round(c.rho, 5), round(c.agreement, 4), round(c.cosine.value, 4)] for c in found.candidates],
+    }  # fmt: skip
+
+
+def work(task: str, method: str, rho: Any, seed: int, suggestion: dict[str, Any] | None, train: bool) -> Any:
     """Make one training, and the suggestion before it where there is one to make."""
     torch.set_num_threads(1)
-    suggestion = None
     started = time.perf_counter()
-    radius = rho
-    if rho == SUGGESTED:
-        found = TASKS[task].suggest(method, seed)
-        suggestion = {
-            "method": method, "seed": seed, "rho": found.rho, "gradients": found.gradients, "allowed": found.allowed,
-            "seconds": round(found.cost.seconds, 2), "base_agreement": [round(x, 5) for x in found.base_agreement],
-            "candidates": [
-                [round(c.rho, 5), round(c.agreement, 4), round(c.cosine.value, 4)] for c in found.candidates
-            ],
-        }  # fmt: skip
-        radius = found.rho
-    score = TASKS[task].train(None if method == BASE else method, radius, seed)
+    if rho == SUGGESTED and suggestion is None:
+        suggestion = probe(task, method, seed)
+    radius = suggestion["rho"] if suggestion else rho
+    score = TASKS[task].train(None if method == BASE else method, radius, seed) if train else None
     return task, method, rho, seed, suggestion, score, time.perf_counter() - started
 
 
@@ -166,7 +173,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of the base and of the suggestion")
     parser.add_argument("--grid-seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--table", action="store_true", help="train nothing, ask for nothing")
+    parser.add_argument("--probe", action="store_true", help="ask for the radii, and train nothing")
     arguments = parser.parse_args()
     tasks = arguments.tasks.split(",")
     unknown = [task for task in tasks if task not in TASKS]
@@ -174,16 +182,20 @@ def main() -> None:
         parser.error(f"unknown task {unknown[0]!r} (known: {', '.join(TASKS)})")
     if not arguments.table:
         todo = list(missing(tasks, arguments.seeds, arguments.grid_seeds))
+        known = {job: Record(job[0]).suggestion(job[1], job[3]) for job in todo if job[2] == SUGGESTED}
+        if arguments.probe:
+            todo = [job for job, suggestion in known.items() if suggestion is None]
         with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(work, *job) for job in todo]
+            futures = [pool.submit(work, *job, known.get(job), not arguments.probe) for job in todo]
             for number, future in enumerate(as_completed(futures), start=1):
                 task, method, rho, seed, suggestion, score, seconds = future.result()
                 record = Record(task)
-                if suggestion is not None:
+                if suggestion is not None and record.suggestion(method, seed) is None:
                     record.add("suggestions", suggestion)
-                record.add("trainings", {"method": method, "rho": rho, "seed": seed, "score": round(score, 4)})
+                if score is not None:
+                    record.add("trainings", {"method": method, "rho": rho, "seed": seed, "score": round(score, 4)})
                 shown = f"{rho} {suggestion['rho']}" if suggestion else rho
-                print(f"{number} of {len(todo)}: {task} {method} {shown} seed {seed}: {score:.4g} ({seconds:.0f} s)",
+                print(f"{number} of {len(todo)}: {task} {method} {shown} seed {seed}: {score} ({seconds:.0f} s)",
                       flush=True)  # fmt: skip
     text = table(tasks)
     print(text)
