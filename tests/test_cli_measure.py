@@ -110,7 +110,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], message: str, capsys: pyt
 
 
 def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["measure", str(run), "--samples", "48", "--m", "8", "--no-spectrum", "--quiet"]
+    words = ["measure", str(run), "--samples", "48", "--m", "8", "--probes", "0", "--quiet"]
     assert main(words) == 0
     text = said(capsys)
     assert "one step" in text
@@ -143,7 +143,7 @@ def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_measure_a_file_of_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "weights" / "sam_rho=0.1-seed1.pt"
-    words = ["measure", str(file), "--samples", "32", "--m", "8", "--no-spectrum", "--out", str(tmp_path)]
+    words = ["measure", str(file), "--samples", "32", "--m", "8", "--probes", "0", "--out", str(tmp_path)]
     assert main(words) == 0
     content = json.loads((tmp_path / "measures.json").read_text())["methods"]
     assert list(content) == ["sam:rho=0.1"]
@@ -248,7 +248,7 @@ def test_report_full_makes_what_is_missing(run: Path, monkeypatch: pytest.Monkey
 
 
 def test_ones_own_problem(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["measure", f"{own}:problem", "--m", "4", "--no-spectrum", "--quiet"]) == 0
+    assert main(["measure", f"{own}:problem", "--m", "4", "--probes", "0", "--quiet"]) == 0
     assert "64 samples, 26 weights" in said(capsys)
     assert list(json.loads((tmp_path / "measures.json").read_text())["methods"]) == ["model"]
     assert main(["landscape", f"{own}:problem", "--points", "3", "--quiet"]) == 0

@@ -13,6 +13,7 @@ from flatwise.lab.subjects import Subjects, known_measures
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
 from flatwise.measure.result import Conditions, Cost
 
+LANCZOS_STEPS = 60
 SCHEMA = "flatwise.measures/1"
 
 
@@ -24,13 +25,13 @@ class Wanted:
         samples: that were asked for.
         rho: radius of the plain ball.
         m: sizes of micro-batches.
-        spectrum: whether the density of the Hessian's eigenvalues is estimated too.
+        probes: random vectors for the density of the Hessian's eigenvalues; 0 leaves it out.
     """
 
     samples: int
     rho: float
     m: Sequence[int]
-    spectrum: bool
+    probes: int
 
 
 def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -56,8 +57,15 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
             continue
         table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
         entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": _spelt(table.as_dict())}
-        if wanted.spectrum:
-            density = hessian_density(model, subjects.loss_fn, subjects.data, progress=progress)
+        if wanted.probes:
+            density = hessian_density(
+                model,
+                subjects.loss_fn,
+                subjects.data,
+                iterations=LANCZOS_STEPS,
+                probes=wanted.probes,
+                progress=progress,
+            )
             entries[name]["density"] = density.as_dict()
         content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries, "cautions": _compared(entries)}
         write_json(subjects.folder.measures, content)

@@ -13,6 +13,7 @@ from flatwise.files import read_json, write_atomically
 from flatwise.lab.config import CompareConfig, config_from
 from flatwise.lab.curves import panels
 from flatwise.lab.folder import RunFolder
+from flatwise.measure import Landscape
 from flatwise.report.content import Comparison, Missing
 from flatwise.report.page import Entry, make_page
 
@@ -78,11 +79,10 @@ def read_entry(path: Path) -> Entry:
     """
     from flatwise.lab.compare import command, protocol
     from flatwise.lab.planes import plane_of
-    from flatwise.measure import Landscape
 
     config, folder, results = read_run(path)
     measures, cautions = _measures(folder, results["identity"])
-    landscape = Landscape.load(folder.landscape) if folder.landscape.exists() else None
+    landscape = _landscape(folder)
     missing = [
         Missing(what, f"flatwise {word} {path}")
         for what, word, there in (
@@ -95,14 +95,18 @@ def read_entry(path: Path) -> Entry:
     comparison = Comparison(
         name=path.resolve().name,
         results=results,
-        runs=runs,
+        trained=list(runs),
         protocol=protocol(config, results),
         command=command(config),
-        measures=measures,
+        measures={name: measures[name] for name in runs if name in measures},
         cautions=cautions,
         missing=missing,
     )
     return Entry(comparison, panels(runs), None if landscape is None else plane_of(landscape))
+
+
+def _landscape(folder: RunFolder) -> Landscape | None:
+    return Landscape.load(folder.landscape) if folder.landscape.exists() else None
 
 
 def _trained(folder: RunFolder, results: Result) -> list[str]:

@@ -135,6 +135,7 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
         return tag("section", tag(level[0], name, id=f"{key}-name"), *content, id=key, aria_labelledby=f"{key}-name")
 
     found = answers(comparison)
+    order = list(comparison.trained)
     seeds = len(results["methods"][results["reference"]]["test_accuracy"]["per_seed"])
     body = [
         section(
@@ -155,9 +156,9 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
         section(
             "Flatness",
             *(tag("p", sentence) for sentence in is_flatter(comparison) or [_nothing(comparison)]),
-            figures(plane_figure(entry.plane, f"{prefix}landscape") if entry.plane else None),
+            figures(plane_figure(entry.plane, order, f"{prefix}landscape") if entry.plane else None),
             sharpness_table(comparison.measures, level[1], comparison.cautions),
-            figures(spectrum_figure(comparison.measures, f"{prefix}spectrum")),
+            figures(spectrum_figure(comparison.measures, order, f"{prefix}spectrum")),
         ),
         section("Settings", settings(comparison, level[1])),
     ]
