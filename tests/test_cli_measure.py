@@ -193,6 +193,19 @@ def test_a_report_of_two_runs_names_what_is_missing(run: Path, tmp_path: Path) -
     assert page.count("<article") == 2
 
 
+def test_a_damaged_landscape_is_named_and_keeps_no_page_from_being_made(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "jobs").mkdir(parents=True)
+    (other / "results.json").write_bytes((run / "results.json").read_bytes())
+    (other / "landscape.json").write_text("{")
+    for file in (run / "jobs").iterdir():
+        (other / "jobs" / file.name).write_bytes(file.read_bytes())
+    assert main(["report", str(other)]) == 0
+    page = (other / "report.html").read_text()
+    assert "it does not hold JSON" in page
+    assert f"flatwise landscape {other} --fresh" in page
+
+
 def test_a_run_without_weights_says_how_to_get_them(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,12 +236,12 @@ def test_a_seed_and_a_method_that_are_not_there(run: Path, capsys: pytest.Captur
 def test_measures_of_another_comparison_are_not_kept(run: Path, tmp_path: Path) -> None:
     from flatwise.files import write_json
     from flatwise.lab.folder import RunFolder
-    from flatwise.lab.subjects import known_measures
+    from flatwise.lab.reporting import read_measures
 
     folder = RunFolder(tmp_path)
-    write_json(folder.measures, {"identity": "one", "methods": {"sgd": {"seed": 0}}})
-    assert known_measures(folder, "one") == {"sgd": {"seed": 0}}
-    assert known_measures(folder, "another") == {}
+    write_json(folder.measures, {"schema": "flatwise.measures/1", "identity": "one", "methods": {"sgd": {"seed": 0}}})
+    assert read_measures(folder, "one") == ({"sgd": {"seed": 0}}, [])
+    assert read_measures(folder, "another") == ({}, [])
 
 
 def test_report_full_makes_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from flatwise.errors import CannotWriteError
 from flatwise.files import write_json
-from flatwise.lab.subjects import Subjects, known_measures
+from flatwise.lab.reporting import MEASURES, read_measures
+from flatwise.lab.subjects import Subjects
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
 from flatwise.measure.result import Conditions, Cost
 
 LANCZOS_STEPS = 60
-SCHEMA = "flatwise.measures/1"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
     """
     _make(subjects)
     settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
-    entries = known_measures(subjects.folder, subjects.identity)
+    entries, _ = read_measures(subjects.folder, subjects.identity)
     for name, model in subjects.models.items():
         known = entries.get(name, {})
         if not fresh and known.get("settings") == settings:
@@ -67,7 +67,12 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
                 progress=progress,
             )
             entries[name]["density"] = density.as_dict()
-        content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries, "cautions": _compared(entries)}
+        content = {
+            "schema": MEASURES,
+            "identity": subjects.identity,
+            "methods": entries,
+            "cautions": _compared(entries),
+        }
         write_json(subjects.folder.measures, content)
     return {name: entries[name] for name in subjects.models}
 
@@ -143,7 +148,7 @@ def survey(
 def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:
     """Read what stands on the figure, where it was measured before."""
     found = {}
-    for name, entry in known_measures(subjects.folder, subjects.identity).items():
+    for name, entry in read_measures(subjects.folder, subjects.identity)[0].items():
         rows = {row["name"]: row["value"] for row in entry["sharpness"]["rows"]}
         if name in subjects.models and entry["seed"] == subjects.seed and rows.get("lambda_max") is not None:
             found[name] = rows["lambda_max"]

@@ -102,7 +102,13 @@ def _overview(entries: Sequence[Entry]) -> Markup:
         for answer in answers(entry.comparison):
             link = tag("a", entry.comparison.name, href=f"#run{number}")
             rows.append([Cell(link), Cell(answer.name), Cell(answer.verdict), Cell(difference(answer), answer.points)])
-    return table(["comparison", "method", "verdict", "difference"], rows, caption="All comparisons", numbers=False)
+    words = [
+        tag("li", f"{entry.comparison.name}: ", tag("strong", headline(answers(entry.comparison)))) for entry in entries
+    ]
+    return join(
+        tag("ul", *words, class_="plain"),
+        table(["comparison", "method", "verdict", "difference"], rows, caption="All comparisons", numbers=False),
+    )
 
 
 SECTIONS = ("Results", "Curves", "Flatness", "Settings")
