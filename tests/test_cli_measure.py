@@ -110,7 +110,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], message: str, capsys: pyt
 
 
 def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["measure", str(run), "--samples", "48", "--m", "8", "--no-spectrum", "--quiet"]
+    words = ["measure", str(run), "--samples", "48", "--m", "8", "--probes", "0", "--quiet"]
     assert main(words) == 0
     text = said(capsys)
     assert "one step" in text
@@ -143,7 +143,7 @@ def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_measure_a_file_of_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "weights" / "sam_rho=0.1-seed1.pt"
-    words = ["measure", str(file), "--samples", "32", "--m", "8", "--no-spectrum", "--out", str(tmp_path)]
+    words = ["measure", str(file), "--samples", "32", "--m", "8", "--probes", "0", "--out", str(tmp_path)]
     assert main(words) == 0
     content = json.loads((tmp_path / "measures.json").read_text())["methods"]
     assert list(content) == ["sam:rho=0.1"]
@@ -193,6 +193,19 @@ def test_a_report_of_two_runs_names_what_is_missing(run: Path, tmp_path: Path) -
     assert page.count("<article") == 2
 
 
+def test_a_damaged_landscape_is_named_and_keeps_no_page_from_being_made(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "jobs").mkdir(parents=True)
+    (other / "results.json").write_bytes((run / "results.json").read_bytes())
+    (other / "landscape.json").write_text("{")
+    for file in (run / "jobs").iterdir():
+        (other / "jobs" / file.name).write_bytes(file.read_bytes())
+    assert main(["report", str(other)]) == 0
+    page = (other / "report.html").read_text()
+    assert "it does not hold JSON" in page
+    assert f"flatwise landscape {other} --fresh" in page
+
+
 def test_a_run_without_weights_says_how_to_get_them(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,12 +236,12 @@ def test_a_seed_and_a_method_that_are_not_there(run: Path, capsys: pytest.Captur
 def test_measures_of_another_comparison_are_not_kept(run: Path, tmp_path: Path) -> None:
     from flatwise.files import write_json
     from flatwise.lab.folder import RunFolder
-    from flatwise.lab.subjects import known_measures
+    from flatwise.lab.reporting import read_measures
 
     folder = RunFolder(tmp_path)
-    write_json(folder.measures, {"identity": "one", "methods": {"sgd": {"seed": 0}}})
-    assert known_measures(folder, "one") == {"sgd": {"seed": 0}}
-    assert known_measures(folder, "another") == {}
+    write_json(folder.measures, {"schema": "flatwise.measures/1", "identity": "one", "methods": {"sgd": {"seed": 0}}})
+    assert read_measures(folder, "one") == ({"sgd": {"seed": 0}}, [])
+    assert read_measures(folder, "another") == ({}, [])
 
 
 def test_report_full_makes_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +261,7 @@ def test_report_full_makes_what_is_missing(run: Path, monkeypatch: pytest.Monkey
 
 
 def test_ones_own_problem(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["measure", f"{own}:problem", "--m", "4", "--no-spectrum", "--quiet"]) == 0
+    assert main(["measure", f"{own}:problem", "--m", "4", "--probes", "0", "--quiet"]) == 0
     assert "64 samples, 26 weights" in said(capsys)
     assert list(json.loads((tmp_path / "measures.json").read_text())["methods"]) == ["model"]
     assert main(["landscape", f"{own}:problem", "--points", "3", "--quiet"]) == 0

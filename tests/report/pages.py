@@ -128,7 +128,7 @@ def entry(names: list[str], *, measured: bool = True, name: str = "run", data_se
     comparison = Comparison(
         name=name,
         results=results(names, data_set=data_set),
-        runs={},
+        trained=names,
         protocol=f"a network on {data_set}.",
         command=f"flatwise compare --dataset {data_set}",
         measures=measures if measured else {},

@@ -154,6 +154,7 @@ def test_several_runs_are_one_page_each_figure_its_own() -> None:
     assert len(tree.all("article")) == 2
     assert "Did sam or asam help, against sgd?" in " ".join(tree.texts)
     assert "All comparisons" in " ".join(tree.texts)
+    assert "first:  Yes: sam did better." in " ".join(tree.texts)
 
 
 def test_numbers_that_are_none_are_a_dash() -> None:

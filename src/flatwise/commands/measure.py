@@ -25,7 +25,7 @@ class Settings:
         samples: training samples to measure on, the same for every method.
         rho: radius of the ball in which the loss is made worst.
         m: sizes of micro-batches for m-sharpness, separated by commas.
-        no_spectrum: leave out the density of the Hessian's eigenvalues.
+        probes: random vectors for the Hessian's spectrum, the longest part; 0 leaves it out.
         out: folder for measures.json (default: the run folder; for module:function, the current folder).
         fresh: measure again what is there.
         quiet: no progress.
@@ -37,7 +37,7 @@ class Settings:
     samples: int = 1024
     rho: float = 0.05
     m: str = "1,16,128"
-    no_spectrum: bool = False
+    probes: int = 4
     out: str | None = None
     fresh: bool = False
     quiet: bool = False
@@ -83,7 +83,7 @@ def run(settings: Settings) -> int:
     from flatwise.lab.subjects import find_subjects
     from flatwise.lab.table import console_for
 
-    wanted = Wanted(settings.samples, settings.rho, settings.sizes(), not settings.no_spectrum)
+    wanted = Wanted(settings.samples, settings.rho, settings.sizes(), settings.probes)
     subjects = find_subjects(
         settings.run, methods=split(settings.method), seed=settings.seed, samples=settings.samples, out=settings.out
     )

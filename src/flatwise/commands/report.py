@@ -72,7 +72,7 @@ def _complete(path: str, *, quiet: bool) -> None:
     subjects = find_subjects(path)
     first, second = measure.Settings(path), landscape.Settings(path)
     # What is there already is kept, method by method.
-    measure_all(subjects, Wanted(first.samples, first.rho, first.sizes(), not first.no_spectrum), progress=not quiet)
+    measure_all(subjects, Wanted(first.samples, first.rho, first.sizes(), first.probes), progress=not quiet)
     if not RunFolder(Path(path)).landscape.exists():
         survey(subjects, points=second.points, directions=second.directions, line=False, extent=second.extent,
                progress=not quiet)  # fmt: skip

@@ -9,11 +9,12 @@ from typing import Any
 
 from flatwise.errors import CannotWriteError
 from flatwise.files import write_json
-from flatwise.lab.subjects import Subjects, known_measures
+from flatwise.lab.reporting import MEASURES, read_measures
+from flatwise.lab.subjects import Subjects
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
 from flatwise.measure.result import Conditions, Cost
 
-SCHEMA = "flatwise.measures/1"
+LANCZOS_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Wanted:
         samples: that were asked for.
         rho: radius of the plain ball.
         m: sizes of micro-batches.
-        spectrum: whether the density of the Hessian's eigenvalues is estimated too.
+        probes: random vectors for the density of the Hessian's eigenvalues; 0 leaves it out.
     """
 
     samples: int
     rho: float
     m: Sequence[int]
-    spectrum: bool
+    probes: int
 
 
 def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -49,17 +50,29 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
     """
     _make(subjects)
     settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
-    entries = known_measures(subjects.folder, subjects.identity)
+    entries, _ = read_measures(subjects.folder, subjects.identity)
     for name, model in subjects.models.items():
         known = entries.get(name, {})
         if not fresh and known.get("settings") == settings:
             continue
         table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
         entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": _spelt(table.as_dict())}
-        if wanted.spectrum:
-            density = hessian_density(model, subjects.loss_fn, subjects.data, progress=progress)
+        if wanted.probes:
+            density = hessian_density(
+                model,
+                subjects.loss_fn,
+                subjects.data,
+                iterations=LANCZOS_STEPS,
+                probes=wanted.probes,
+                progress=progress,
+            )
             entries[name]["density"] = density.as_dict()
-        content = {"schema": SCHEMA, "identity": subjects.identity, "methods": entries, "cautions": _compared(entries)}
+        content = {
+            "schema": MEASURES,
+            "identity": subjects.identity,
+            "methods": entries,
+            "cautions": _compared(entries),
+        }
         write_json(subjects.folder.measures, content)
     return {name: entries[name] for name in subjects.models}
 
@@ -135,7 +148,7 @@ def survey(
 def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:
     """Read what stands on the figure, where it was measured before."""
     found = {}
-    for name, entry in known_measures(subjects.folder, subjects.identity).items():
+    for name, entry in read_measures(subjects.folder, subjects.identity)[0].items():
         rows = {row["name"]: row["value"] for row in entry["sharpness"]["rows"]}
         if name in subjects.models and entry["seed"] == subjects.seed and rows.get("lambda_max") is not None:
             found[name] = rows["lambda_max"]

@@ -13,9 +13,12 @@ from flatwise.files import read_json, write_atomically
 from flatwise.lab.config import CompareConfig, config_from
 from flatwise.lab.curves import panels
 from flatwise.lab.folder import RunFolder
+from flatwise.measure import Landscape
 from flatwise.report.content import Comparison, Missing
 from flatwise.report.page import Entry, make_page
 
+MEASURES = "flatwise.measures/1"
+"""The schema of measures.json."""
 Result = dict[str, Any]
 
 
@@ -78,16 +81,15 @@ def read_entry(path: Path) -> Entry:
     """
     from flatwise.lab.compare import command, protocol
     from flatwise.lab.planes import plane_of
-    from flatwise.measure import Landscape
 
     config, folder, results = read_run(path)
-    measures, cautions = _measures(folder, results["identity"])
-    landscape = Landscape.load(folder.landscape) if folder.landscape.exists() else None
+    measures, cautions = read_measures(folder, results["identity"])
+    landscape, trouble = _landscape(folder)
     missing = [
-        Missing(what, f"flatwise {word} {path}")
-        for what, word, there in (
-            ("sharpness and spectrum", "measure", measures),
-            ("loss surfaces", "landscape", landscape),
+        Missing(what, command_)
+        for what, command_, there in (
+            ("sharpness and spectrum", f"flatwise measure {path}", measures),
+            (f"loss surfaces{trouble}", f"flatwise landscape {path}{' --fresh' if trouble else ''}", landscape),
         )
         if not there
     ]
@@ -95,14 +97,24 @@ def read_entry(path: Path) -> Entry:
     comparison = Comparison(
         name=path.resolve().name,
         results=results,
-        runs=runs,
+        trained=list(runs),
         protocol=protocol(config, results),
         command=command(config),
-        measures=measures,
+        measures={name: measures[name] for name in runs if name in measures},
         cautions=cautions,
         missing=missing,
     )
     return Entry(comparison, panels(runs), None if landscape is None else plane_of(landscape))
+
+
+def _landscape(folder: RunFolder) -> tuple[Landscape | None, str]:
+    """Read the losses, or say why they cannot be read, which must not keep the page from being made."""
+    if not folder.landscape.exists():
+        return None, ""
+    try:
+        return Landscape.load(folder.landscape), ""
+    except UserError as error:
+        return None, f" ({error})"
 
 
 def _trained(folder: RunFolder, results: Result) -> list[str]:
@@ -119,8 +131,17 @@ def _runs(folder: RunFolder, name: str, seeds: int) -> list[Result]:
     return runs
 
 
-def _measures(folder: RunFolder, identity: str) -> tuple[Result, list[str]]:
+def read_measures(folder: RunFolder, identity: str) -> tuple[Result, list[str]]:
+    """Read what was measured.
+
+    Args:
+        folder: holds measures.json.
+        identity: of the networks; what was measured of others is left out.
+
+    Returns:
+        An entry for each method, and the cautions about all methods together.
+    """
     content = read_json(folder.measures)
-    if not isinstance(content, dict) or content.get("identity") != identity:
+    if not isinstance(content, dict) or (content.get("schema"), content.get("identity")) != (MEASURES, identity):
         return {}, []
-    return content["methods"], content["cautions"]
+    return content["methods"], content.get("cautions", [])

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flatwise.errors import UnknownNameError, UserError
-from flatwise.files import read_json
 from flatwise.lab.config import CompareConfig
 from flatwise.lab.data import load_data
 from flatwise.lab.folder import RunFolder
@@ -177,20 +176,3 @@ def training_samples(config: CompareConfig, seed: int, samples: int) -> list[tup
     )
     order = torch.randperm(len(split.labels), generator=stream(seed, "measured samples"))[:samples]
     return [(split.inputs[part], split.labels[part]) for part in torch.split(order, BATCH)]
-
-
-def known_measures(folder: RunFolder, identity: str) -> dict[str, Any]:
-    """Read what was measured before.
-
-    Args:
-        folder: holds measures.json.
-        identity: of the networks; what was measured of others is left out.
-
-    Returns:
-        An entry for each method.
-    """
-    content = read_json(folder.measures)
-    if not isinstance(content, dict) or content.get("identity") != identity:
-        return {}
-    methods = content.get("methods")
-    return methods if isinstance(methods, dict) else {}

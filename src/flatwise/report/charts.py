@@ -28,6 +28,7 @@ class Line:
         y: heights; None leaves a gap.
         low: lower edge of its band, or empty.
         high: upper edge.
+        number: of its colour and dash, the same in every chart of a page; None: its place in this chart.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Line:
     y: Sequence[float | None]
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
+    number: int | None = None
 
 
 def lines_of(panel: Panel) -> list[Line]:
@@ -91,7 +93,8 @@ def chart(
     def usable(value: float | None) -> bool:
         return value is not None and math.isfinite(value) and (not log or value > 0)
 
-    rows, top = _legend([line.label for line in lines])
+    numbers = [place if line.number is None else line.number for place, line in enumerate(lines)]
+    rows, top = _legend([line.label for line in lines], numbers)
     heights = [v for line in lines for v in (*line.y, *line.low, *line.high) if v is not None and usable(v)]
     if floor is not None:
         heights = [max(v, floor) for v in heights]
@@ -105,9 +108,9 @@ def chart(
     x = Scale(left, right, LEFT + 8, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, top, log)
     drawn = [_grid(x, y, horizontal, vertical, whole)]
-    for number, line in enumerate(lines):
+    for number, line in zip(numbers, lines, strict=True):
         drawn.append(_band(line, x, y, number, usable))
-    for number, line in enumerate(lines):
+    for number, line in zip(numbers, lines, strict=True):
         drawn.append(_curve(line, x, y, number, usable))
     return svg(*drawn, *rows, title=title, description=description, width=WIDTH, height=HEIGHT)
 
@@ -170,10 +173,10 @@ def _dash(number: int) -> str | None:
     return DASHES[number % len(DASHES)] or None
 
 
-def _legend(labels: Sequence[str]) -> tuple[list[Markup], float]:
+def _legend(labels: Sequence[str], numbers: Sequence[int]) -> tuple[list[Markup], float]:
     """Lay out the legend in rows, and say where the axes may begin."""
     entries, x, y = [], float(LEFT), 16.0
-    for number, label in enumerate(labels):
+    for number, label in zip(numbers, labels, strict=True):
         shown = cut(label)
         width = 36 + CHARACTER * len(shown)
         if x > LEFT and x + width > WIDTH - RIGHT:

@@ -29,7 +29,7 @@ class Comparison:
     Attributes:
         name: of the folder.
         results: ``results.json``; docs/compare.md describes it.
-        runs: for each trained method its finished runs, in the order of the seeds.
+        trained: names of all that was trained, in the order of their colours.
         protocol: one sentence: what was trained on what.
         command: what repeats it.
         measures: ``methods`` of measures.json, by the method; empty where nothing was measured.
@@ -39,7 +39,7 @@ class Comparison:
 
     name: str
     results: Data
-    runs: Mapping[str, Sequence[Data]]
+    trained: Sequence[str]
     protocol: str
     command: str
     measures: Mapping[str, Data] = field(default_factory=dict)

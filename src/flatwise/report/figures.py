@@ -9,7 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flatwise.report.bands import COLOURS, Panel
+from flatwise.report.bands import COLOURS, Band, Panel
+
+__all__ = ["COLOURS", "DASHES", "FAINT", "INK", "Band", "Panel", "draw_panels"]
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2)))
 INK, FAINT = "#222222", "#777777"

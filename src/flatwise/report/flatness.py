@@ -147,11 +147,12 @@ def condition_words(conditions: Data) -> str:
     return " ".join([text, *(note if note.endswith(".") else f"{note}." for note in conditions["notes"])])
 
 
-def spectrum_figure(measures: Mapping[str, Data], stem: str) -> Figure | None:
+def spectrum_figure(measures: Mapping[str, Data], order: Sequence[str], stem: str) -> Figure | None:
     """Draw the density of the Hessian's eigenvalues.
 
     Args:
         measures: by the method.
+        order: the methods in the order of their colours.
         stem: name of the figure's file.
 
     Returns:
@@ -161,7 +162,7 @@ def spectrum_figure(measures: Mapping[str, Data], stem: str) -> Figure | None:
     if not found:
         return None
     peak = max(value for density in found.values() for value in density["density"])
-    lines = [_line(name, density) for name, density in found.items()]
+    lines = [_line(name, density, order.index(name)) for name, density in found.items()]
     ends = [(name, density["smallest"], density["largest"]) for name, density in found.items()]
     words = [f"{name}: eigenvalues from {short(low)} to {short(high)}." for name, low, high in ends]
     drawing = chart(
@@ -183,8 +184,8 @@ def spectrum_figure(measures: Mapping[str, Data], stem: str) -> Figure | None:
     return Figure(stem, "Spectrum of the Hessian", drawing, caption, numbers, wide=len(found) > 2)
 
 
-def _line(name: str, density: Data) -> Line:
+def _line(name: str, density: Data, number: int) -> Line:
     # More points than can be told apart make the page heavy.
     step = max(1, len(density["grid"]) // MOST)
     grid, values, low, high = (density[key][::step] for key in ("grid", "density", "low", "high"))
-    return Line(name, grid, values, low, high)
+    return Line(name, grid, values, low, high, number)

@@ -102,7 +102,13 @@ def _overview(entries: Sequence[Entry]) -> Markup:
         for answer in answers(entry.comparison):
             link = tag("a", entry.comparison.name, href=f"#run{number}")
             rows.append([Cell(link), Cell(answer.name), Cell(answer.verdict), Cell(difference(answer), answer.points)])
-    return table(["comparison", "method", "verdict", "difference"], rows, caption="All comparisons", numbers=False)
+    words = [
+        tag("li", f"{entry.comparison.name}: ", tag("strong", headline(answers(entry.comparison)))) for entry in entries
+    ]
+    return join(
+        tag("ul", *words, class_="plain"),
+        table(["comparison", "method", "verdict", "difference"], rows, caption="All comparisons", numbers=False),
+    )
 
 
 SECTIONS = ("Results", "Curves", "Flatness", "Settings")
@@ -135,6 +141,7 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
         return tag("section", tag(level[0], name, id=f"{key}-name"), *content, id=key, aria_labelledby=f"{key}-name")
 
     found = answers(comparison)
+    order = list(comparison.trained)
     seeds = len(results["methods"][results["reference"]]["test_accuracy"]["per_seed"])
     body = [
         section(
@@ -155,9 +162,9 @@ def _article(entry: Entry, number: int, files: dict[str, str]) -> Markup:
         section(
             "Flatness",
             *(tag("p", sentence) for sentence in is_flatter(comparison) or [_nothing(comparison)]),
-            figures(plane_figure(entry.plane, f"{prefix}landscape") if entry.plane else None),
+            figures(plane_figure(entry.plane, order, f"{prefix}landscape") if entry.plane else None),
             sharpness_table(comparison.measures, level[1], comparison.cautions),
-            figures(spectrum_figure(comparison.measures, f"{prefix}spectrum")),
+            figures(spectrum_figure(comparison.measures, order, f"{prefix}spectrum")),
         ),
         section("Settings", settings(comparison, level[1])),
     ]

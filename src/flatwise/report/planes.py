@@ -42,17 +42,18 @@ class Plane:
     caption: str
 
 
-def plane_figure(plane: Plane, stem: str) -> Figure:
+def plane_figure(plane: Plane, order: Sequence[str], stem: str) -> Figure:
     """Draw the losses.
 
     Args:
         plane: the losses.
+        order: the models in the order of their colours.
         stem: name of the figure's file.
 
     Returns:
         The figure.
     """
-    return _surfaces(plane, stem) if plane.y else _lines(plane, stem)
+    return _surfaces(plane, stem) if plane.y else _lines(plane, order, stem)
 
 
 def _known(surface: Surface) -> list[float]:
@@ -128,8 +129,11 @@ def _bar(drawing: Markup) -> Markup:
     return tag("div", drawing, class_="bar")
 
 
-def _lines(plane: Plane, stem: str) -> Figure:
-    lines = [Line(surface.name, plane.x, [row[0] for row in surface.losses]) for surface in plane.surfaces]
+def _lines(plane: Plane, order: Sequence[str], stem: str) -> Figure:
+    lines = [
+        Line(surface.name, plane.x, [row[0] for row in surface.losses], number=order.index(surface.name))
+        for surface in plane.surfaces
+    ]
     limits = common_range(plane.surfaces)
     drawing = chart(
         lines,
