@@ -8,8 +8,8 @@ A convolutional network of 20,490 weights, 1,024 images of Fashion-MNIST, cross-
 the same weights and samples, once after three epochs of SGD and once after SAM, whose spectrum is clustered. Cost is
 processor time over that of one gradient, measured in the same run, everything included that a contestant does from its
 first call on. The residual is max over the five of ``|H v - lambda v| / |lambda_1|``, taken with exact products in
-float64 for all contestants alike; each runs with its own settings from loose to tight, and the first that reaches it
-counts.
+float64 for all contestants alike; each runs with its own settings from loose to tight, and for each of two residuals
+(1e-2 and 1e-3) its cheapest run that reaches it counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from flatwise.measure.problem import Problem
 from flatwise.measure.products import Products
 
 K = 5
-TARGET = 1e-3
+TARGETS = (1e-2, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def flatwise_runs(model: nn.Module, batch: Any) -> dict[str, Callable[[], Answer
         assert r.vectors is not None
         return list(r.values), r.vectors, r.products
 
-    return {f"tol={tol:g}": (lambda tol=tol: run(tol)) for tol in (1e-2, 1e-3, 1e-4)}
+    return {f"tol={tol:g}": (lambda tol=tol: run(tol)) for tol in (1e-1, 1e-2, 1e-3, 1e-4)}
 
 
 def plain_runs(model: nn.Module, batch: Any) -> dict[str, Callable[[], Answer]]:
@@ -240,7 +240,7 @@ def eigenthings_runs(model: nn.Module, batch: Any) -> dict[str, Callable[[], Ans
         rows = vectors if vectors.shape[0] == K else vectors.T
         return torch.as_tensor(result.eigenvalues).tolist(), rows, steps
 
-    return {f"max_iter={steps}": (lambda steps=steps: run(steps)) for steps in (10, 15, 20, 30, 40, 60, 80)}
+    return {f"max_iter={steps}": (lambda steps=steps: run(steps)) for steps in (10, 13, 16, 20, 25, 30, 40, 60, 80)}
 
 
 CONTESTANTS = {
@@ -304,7 +304,7 @@ def measured(size: Size, method: str, cache: Path | None, record: dict[str, Any]
                     }
                 )  # fmt: skip
                 show(f"{method:4s} {name:30s} {setting:32s} {residual:9.1e} {products:6d} {rows[-1]['cost']:8.1f}")
-                if residual <= TARGET:
+                if residual <= min(TARGETS):
                     break
             record["eigenvalues"][name] = rows
             save()
@@ -325,19 +325,19 @@ def show(line: str) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The page's table: the cheapest run of each contestant that reaches the residual."""
-    lines = ["| network | contestant | products | gradient evaluations | residual |", "|---|---|---|---|---|"]
+    """The page's table: for each residual, the cheapest run of each contestant that reaches it."""
+    lines = ["| network | contestant | residual | products | gradient evaluations |", "|---|---|---|---|---|"]
     for method, entry in record["networks"].items():
-        for name, rows in entry["eigenvalues"].items():
-            reached = [row for row in rows if row["residual"] <= TARGET]
-            row = min(reached, key=lambda row: row["cost"]) if reached else rows[-1]
-            note = "" if reached else " (not reached)"
-            lines.append(
-                f"| {method} | {name}, {row['setting']} | {row['products']} | {row['cost']:.0f} | "
-                f"{row['residual']:.1e}{note} |"
-            )
+        for target in TARGETS:
+            for name, rows in entry["eigenvalues"].items():
+                reached = [row for row in rows if row["residual"] <= target]
+                row = min(reached, key=lambda row: row["cost"]) if reached else rows[-1]
+                seen = f"{row['residual']:.1e}" if reached else f"{row['residual']:.1e}, not {target:g}"
+                lines.append(
+                    f"| {method}, {target:g} | {name}, {row['setting']} | {seen} | {row['products']} | {row['cost']:.0f} |"
+                )
         for name, row in entry["density"].items():
-            lines.append(f"| {method} | density, {name} | {row['steps']} | {row['cost']:.0f} | |")
+            lines.append(f"| {method} | density, {name} | | {row['steps']} | {row['cost']:.0f} |")
     return "\n".join(lines)
 
 
@@ -355,7 +355,7 @@ def main() -> None:
     if given.turns is not None:
         size = replace(size, turns=given.turns)
     record: dict[str, Any] = {
-        "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "target": TARGET, "networks": {},
+        "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "targets": TARGETS, "networks": {},
     }  # fmt: skip
 
     def save() -> None:
