@@ -333,9 +333,14 @@ def table(record: dict[str, Any]) -> str:
                 reached = [row for row in rows if row["residual"] <= target]
                 row = min(reached, key=lambda row: row["cost"]) if reached else rows[-1]
                 seen = f"{row['residual']:.1e}" if reached else f"{row['residual']:.1e}, not {target:g}"
-                lines.append(
-                    f"| {method}, {target:g} | {name}, {row['setting']} | {seen} | {row['products']} | {row['cost']:.0f} |"
-                )
+                cells = [
+                    f"{method}, {target:g}",
+                    f"{name}, {row['setting']}",
+                    seen,
+                    row["products"],
+                    f"{row['cost']:.0f}",
+                ]
+                lines.append(f"| {' | '.join(map(str, cells))} |")
         for name, row in entry["density"].items():
             lines.append(f"| {method} | density, {name} | | {row['steps']} | {row['cost']:.0f} |")
     return "\n".join(lines)
@@ -355,7 +360,8 @@ def main() -> None:
     if given.turns is not None:
         size = replace(size, turns=given.turns)
     record: dict[str, Any] = {
-        "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "targets": TARGETS, "networks": {},
+        "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "targets": TARGETS,
+        "networks": {},
     }  # fmt: skip
 
     def save() -> None:
