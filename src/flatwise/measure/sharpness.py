@@ -72,8 +72,10 @@ class Measuring:
         if self._gradient is None:
             self._gradient, noise = gradient_and_noise(self.problem)
             norm = float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64))
-            meaning = "How steep the loss is at w (L2 norm of its gradient); sampling alone would give `noise`."
-            self.add("gradient_norm", Estimate(norm, None, ""), {} if math.isnan(noise) else {"noise": noise}, meaning)
+            known = not math.isnan(noise)
+            alone = f"; sampling alone would give {noise:.2g}" if known else ""
+            meaning = f"How steep the loss is at w (L2 norm of its gradient){alone}."
+            self.add("gradient_norm", Estimate(norm, None, ""), {"noise": noise} if known else {}, meaning)
         return self._gradient
 
     def worst(self, suffix: str, wanted: Sequence[str]) -> None:
