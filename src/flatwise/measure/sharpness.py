@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from flatwise.batching import count
 from flatwise.measure.average import noise_scale, under_noise
 from flatwise.measure.cautions import cautions
 from flatwise.measure.curvature import WarmStart, top
@@ -158,10 +159,13 @@ class Measuring:
     def all_m(self) -> None:
         """Add the m-sharpness of every m, where batches can be cut."""
         try:
-            for m in self.settings.m:
-                self.m_sharpness(m)
+            for batch in self.problem.batches:
+                count(batch)
         except ValueError as error:
             self.cautions.append(f"m-sharpness was left out: {error}")
+            return
+        for m in self.settings.m:
+            self.m_sharpness(m)
 
     def eigenvalues(self, wanted: Sequence[str], k: int, max_memory: float | None, warm: WarmStart) -> None:
         """Add the largest eigenvalue and its ratio to the k-th.
