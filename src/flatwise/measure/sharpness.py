@@ -148,6 +148,9 @@ class Measuring:
         ball, rho = self.settings.ball(2.0, False)
         everything = micro_batches(self.problem, m, self._size)
         entries = spread_out(everything, self.settings.micro_batches)
+        if self.problem.batch_statistics and any(part.samples == 1 for entry in entries for part in entry.parts):
+            self.cautions.append(f"m-sharpness for m={m} was left out: one sample has no batch statistics")
+            return
         rises = gaps(self.problem, ball, rho, entries, self._bar.advance)
         sizes = torch.tensor([entry.samples for entry in entries])
         estimate = over_clusters(self.problem, rises, sizes, "micro-batches")
