@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from flatwise.batching import count
 from flatwise.measure.average import noise_scale, under_noise
 from flatwise.measure.cautions import cautions
 from flatwise.measure.curvature import WarmStart, top
@@ -149,6 +150,9 @@ class Measuring:
         ball, rho = self.settings.ball(2.0, False)
         everything = micro_batches(self.problem, m, self._size)
         entries = spread_out(everything, self.settings.micro_batches)
+        if self.problem.batch_statistics and any(part.samples == 1 for entry in entries for part in entry.parts):
+            self.cautions.append(f"m-sharpness for m={m} was left out: one sample has no batch statistics")
+            return
         rises = gaps(self.problem, ball, rho, entries, self._bar.advance)
         sizes = torch.tensor([entry.samples for entry in entries])
         estimate = over_clusters(self.problem, rises, sizes, "micro-batches")
@@ -160,10 +164,13 @@ class Measuring:
     def all_m(self) -> None:
         """Add the m-sharpness of every m, where batches can be cut."""
         try:
-            for m in self.settings.m:
-                self.m_sharpness(m)
+            for batch in self.problem.batches:
+                count(batch)
         except ValueError as error:
             self.cautions.append(f"m-sharpness was left out: {error}")
+            return
+        for m in self.settings.m:
+            self.m_sharpness(m)
 
     def eigenvalues(self, wanted: Sequence[str], k: int, max_memory: float | None, warm: WarmStart) -> None:
         """Add the largest eigenvalue and its ratio to the k-th.
