@@ -289,6 +289,23 @@ def test_the_line_along_sams_perturbation_has_the_perturbed_loss_at_one():
     assert abs(plane.cosines[0]) < 1e-9
 
 
+def test_half_precision_is_rounded_once():
+    model, data = network(), samples()
+    exact = {name: p.detach().clone() for name, p in model.bfloat16().float().named_parameters()}
+    model = model.bfloat16()
+    directions = [{name: torch.randn_like(p) / 100 for name, p in exact.items()} for _ in (0, 1)]
+    seen = []
+
+    def looking(model, batch):
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return torch.zeros(())
+
+    landscape(model, looking, data, directions=directions, points=(2, 2), progress=False)
+    for place, (a, b) in enumerate(((-1, -1), (-1, 1), (1, -1), (1, 1))):
+        for p, (name, w) in zip(seen[place], exact.items(), strict=True):
+            assert torch.equal(p, (w + a * directions[0][name] + b * directions[1][name]).bfloat16())
+
+
 def test_given_directions_are_taken_as_they_are():
     model, data = network().double(), as_double(samples())
     given = {name: torch.full_like(p, 0.1) for name, p in model.named_parameters()}

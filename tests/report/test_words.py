@@ -22,7 +22,7 @@ def test_better_worse_and_undecided() -> None:
     assert headline(found) == "In part: sam did better; asam did worse; msam is not decided."
     assert headline(found[:1]) == "Yes: sam did better."
     assert headline(found[1:2]) == "No: asam did worse."
-    assert headline(found[2:]) == "Not decided: msam is not decided."
+    assert headline(found[2:]) == "Not decided: chance alone may have made the difference."
     assert headline(found[1:]) == "Not shown to: asam did worse; msam is not decided."
 
 

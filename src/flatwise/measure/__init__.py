@@ -10,12 +10,15 @@ from flatwise.measure.density import Density, hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.diagnosis import Diagnosis
 from flatwise.measure.doctor import doctor
+from flatwise.measure.groups import by_group
 from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
 from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
+from flatwise.measure.samples import SamplesCurve, samples_curve
 from flatwise.measure.sharpness import sharpness
+from flatwise.measure.spectrum import Spectrum, spectrum
 from flatwise.measure.suggest import RhoSuggestion, suggest_rho
 from flatwise.measure.trace import Trace, hessian_trace
 from flatwise.measure.track import Record, Tracker, track
@@ -33,7 +36,9 @@ __all__ = [
     "Record",
     "RhoSuggestion",
     "Row",
+    "SamplesCurve",
     "Sharpness",
+    "Spectrum",
     "Trace",
     "Track",
     "Tracker",
@@ -41,6 +46,7 @@ __all__ = [
     "TrajectoryRecorder",
     "WarmStart",
     "bounded_loss",
+    "by_group",
     "compare_sharpness",
     "determinism",
     "doctor",
@@ -49,7 +55,9 @@ __all__ = [
     "hessian_trace",
     "landscape",
     "pac_bayes_bound",
+    "samples_curve",
     "sharpness",
+    "spectrum",
     "suggest_rho",
     "track",
 ]

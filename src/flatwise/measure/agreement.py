@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatwise.measure.means import Mean, mean_of
 from flatwise.measure.probe import Probe, dot, norm
 from flatwise.measure.twin import LossFn, Twin
 from flatwise.measure.unchanged import seed_all
-from flatwise.measure.verdicts import Mean, mean_of
 from flatwise.optimizer import SAM
 from flatwise.schedule import Schedule
 from flatwise.seeds import derive

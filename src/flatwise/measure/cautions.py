@@ -32,7 +32,7 @@ def cautions(rows: Sequence[Row], problem: Problem) -> list[str]:
     """
     known = {row.name: row for row in rows}
     found = [*_not_finite(rows), *_about_errors(rows, problem), *_in_noise(rows)]
-    found += [*_about_slope(known), *_about_size(known), *_about_steps(known)]
+    found += [*_about_slope(known), *_about_noise(known), *_about_size(known), *_about_steps(known)]
     found += [*_about_scale(known, problem), *_about_rounding(problem)]
     return found
 
@@ -74,6 +74,17 @@ def _about_slope(known: dict[str, Row]) -> Iterator[str]:
         yield (
             f"w is not at a minimum of this loss: the slope, rho * ||g|| = {rho:g} * {norm:.3g} = {rho * norm:.3g}, "
             f"makes up {share:.0f} % of one_step, which says more about the slope than about curvature"
+        )
+
+
+def _about_noise(known: dict[str, Row]) -> Iterator[str]:
+    if "gradient_norm" not in known or not any(name.startswith(("one_step", "n_steps")) for name in known):
+        return
+    norm, noise = known["gradient_norm"].value, known["gradient_norm"].settings.get("noise", 0.0)
+    if noise > norm / 2:
+        yield (
+            f"of the gradient's norm, {norm:.3g}, sampling alone would give {noise:.3g}: on these samples uphill is "
+            "partly noise, and the worst cases are larger than on more samples"
         )
 
 

@@ -65,7 +65,7 @@ def top(problem: Problem, found: Eigenvalues) -> tuple[Estimate, Estimate | None
     ratio = first / last if len(found.values) > 1 and last else None
     if not found.exact or found.vectors is None:
         return Estimate(first, None, ""), None if ratio is None else Estimate(ratio, None, "")
-    forms = quadratic_forms(problem, [found.vectors[0], found.vectors[-1]])
+    forms = quadratic_forms(problem, list(found.vectors[[0, -1] if ratio is not None else [0]]))
     largest = over_parts(problem, forms[0])
     estimate = Estimate(first, largest.standard_error, largest.over)
     if ratio is None:

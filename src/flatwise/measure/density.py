@@ -185,15 +185,34 @@ def hessian_density(
         like = torch.empty(0, dtype=problem.dtype, device=problem.device)
         for number in range(len(quadratures), probes):
             run = Lanczos(operator, start_vector(problem.weights, seed, ("density", number), like), steps, seed)
-            while not (run.full or run.ended):
-                run.step()
-                bar.advance()
-                if operator.count == 1:
-                    operator.announce("density", probes * steps, probes * steps, progress)
-            quadratures.append(quadrature(run.projected))
+            quadratures.append(probed(run, operator, steps, probes, bar, progress))
             if file is not None:
                 file.add(quadratures[-1])
         return density_of(quadratures, operator, points, width)
+
+
+def probed(
+    run: Lanczos, operator: Products, steps: int, probes: int, bar: Bar, shown: bool
+) -> tuple[list[float], list[float]]:
+    """Run one probe.
+
+    Args:
+        run: fresh, from a random unit vector.
+        operator: what it multiplies with.
+        steps: how many.
+        probes: how many there are, for the estimate of the time.
+        bar: to advance.
+        shown: whether the estimate is.
+
+    Returns:
+        Nodes and weights.
+    """
+    while run.steps < steps and not run.ended:
+        run.step()
+        bar.advance()
+        if operator.count == 1:
+            operator.announce("density", probes * steps, probes * steps, shown)
+    return quadrature(run.projected)
 
 
 def quadrature(projected: Tensor) -> tuple[list[float], list[float]]:

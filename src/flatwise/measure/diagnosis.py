@@ -7,8 +7,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from flatwise.measure.means import Mean
 from flatwise.measure.result import Conditions, Cost, plain
-from flatwise.measure.verdicts import Mean, Word
+from flatwise.measure.verdicts import Word
 
 _WIDTH = 100
 

@@ -33,7 +33,10 @@ USUAL = 20
 """Products that a top five usually takes."""
 
 SECONDS_BETWEEN_WRITES = 10.0
-"""How often a run that can be resumed writes what it has; a slow disk makes it rarer."""
+"""How often a run that can be resumed writes what it has."""
+
+SHARE_OF_WRITING = 0.05
+"""Of the time, at most; a slow disk makes writing rarer."""
 
 NEWS = 0.05
 """Share of a random vector in a warm start: what is new since then must be met."""
@@ -159,7 +162,7 @@ def hessian_eigenvalues(
         seed=seed,
         process_group=process_group,
     )
-    _check(problem, k, which, tol, max_products)
+    check(problem, k, which, tol, max_products)
     rows = basis_rows(problem, k, max_products, max_memory)
     operator = Products(problem, matrix=matrix, product=product, max_memory=max_memory, vectors=rows + 1)
     with problem.open():
@@ -172,7 +175,19 @@ def hessian_eigenvalues(
         return eigenvalues_of(ritz, run, operator, k, which, tol, keep_vectors)
 
 
-def _check(problem: Problem, k: int, which: str, tol: float, max_products: int) -> None:
+def check(problem: Problem, k: int, which: str, tol: float, max_products: int) -> None:
+    """Check what a caller asks for.
+
+    Args:
+        problem: whose eigenvalues.
+        k: how many.
+        which: which.
+        tol: relative residual.
+        max_products: where to stop.
+
+    Raises:
+        UserError: where one is out of its range.
+    """
     if which not in ("magnitude", "largest", "smallest"):
         raise UserError(
             f"which must be 'magnitude', 'largest' or 'smallest', got {which!r}"
@@ -374,7 +389,7 @@ class Resume:
             now: in any case.
         """
         # The whole basis is written: where that takes long, it is written rarely.
-        if not now and time.monotonic() - self._last < max(SECONDS_BETWEEN_WRITES, 20 * self._took):
+        if not now and time.monotonic() - self._last < max(SECONDS_BETWEEN_WRITES, self._took / SHARE_OF_WRITING):
             return
         if self._problem.group is None or torch.distributed.get_rank(self._problem.group) == 0:
             begin = time.monotonic()

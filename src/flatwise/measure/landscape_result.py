@@ -143,6 +143,7 @@ class Landscape:
         log: bool | None = None,
         clip: float | None = None,
         title: str | None = None,
+        dpi: int = 150,
     ) -> Any:
         """Draw the landscape with matplotlib; several models on one scale, and in 3-D with one camera.
 
@@ -152,14 +153,15 @@ class Landscape:
             log: a logarithmic scale; None: where the values are positive and differ by more than a factor of 100.
             clip: the largest value that is drawn; what is above is cut, and the caption says so.
             title: above everything.
+            dpi: pixels of an inch.
 
         Returns:
             The matplotlib figure.
         """
-        return _report("surfaces").draw(self, path, style, log=log, clip=clip, title=title)
+        return _report("surfaces").draw(self, path, style, log=log, clip=clip, title=title, dpi=dpi)
 
     def interactive(self, *, log: bool | None = None, clip: float | None = None) -> Any:
-        """Draw a plane with plotly, to be turned by hand; all models turn together and share the colours.
+        """Draw a plane with plotly, to be turned by hand; all models share the scale, and the camera at the start.
 
         Args:
             log: as in :meth:`plot`.
@@ -219,7 +221,7 @@ class Landscape:
         """Say what was measured, in a few lines."""
         size = " x ".join(str(len(axis)) for axis in self.axes)
         kind = "line" if self.dimensions == 1 else "plane"
-        lines = [f"loss on a {kind} of {size} points, directions: {', '.join(self.directions)}"]
+        lines = [f"loss on a {kind} of {size} points, directions: {', '.join(dict.fromkeys(self.directions))}"]
         for number, name in enumerate(self.names):
             finite = self.values[number][torch.isfinite(self.values[number])]
             evaluated = int((self.states[number] == EVALUATED).sum())

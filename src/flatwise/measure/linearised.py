@@ -95,6 +95,7 @@ class HessianPart:
             with twice_differentiable(problem.note):
                 loss = problem.loss_of(part)
             self.gradient = problem.gradients_of(loss, create_graph=True)
+        insist_on_second(self.gradient)
         problem.spend(part, BACKWARD)
         self.loss = loss.detach()
         self.used = {number for number, g in enumerate(self.gradient) if g is not None}
@@ -139,6 +140,7 @@ class GaussNewtonPart:
                 self._outputs, self._params, self._u, create_graph=jacobian, retain_graph=True, allow_unused=True
             )
         self._pulled = list(first) if jacobian else []
+        insist_on_second(self._pulled)
         self.used = {number for number, g in enumerate(first) if g is not None}
         problem.spend(part, BACKWARD)
 
@@ -239,9 +241,30 @@ class split:  # noqa: N801 - used as `with split(problem) as halves`
             problem.note(OUTER)
 
 
+def insist_on_second(outputs: Sequence[Tensor | None]) -> None:
+    """See that what was differentiated once can be differentiated again.
+
+    A function marked ``once_differentiable`` leaves its error where no path to the parameters leads, so autograd would
+    silently leave out what should go through it.
+
+    Args:
+        outputs: gradients with graphs.
+
+    Raises:
+        RuntimeError: if there is such a function.
+    """
+    nodes = set().union(*(_nodes(out) for out in outputs if out is not None))
+    if any(node.name().endswith("::Error") for node in nodes):
+        raise RuntimeError("a function marked once_differentiable cannot be differentiated twice")
+
+
 def _reached(tensor: Tensor) -> set[int]:
     """Find the leaves in the graph of a tensor, by the id of the tensor."""
-    found: set[int] = set()
+    return {id(node.variable) for node in _nodes(tensor) if hasattr(node, "variable")}
+
+
+def _nodes(tensor: Tensor) -> set[Any]:
+    """Find all nodes of the graph of a tensor."""
     seen: set[Any] = set()
     waiting: list[Any] = [tensor.grad_fn]
     while waiting:
@@ -249,10 +272,8 @@ def _reached(tensor: Tensor) -> set[int]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
         waiting.extend(following for following, _ in node.next_functions)
-    return found
+    return seen
 
 
 @contextmanager

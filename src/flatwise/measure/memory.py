@@ -7,6 +7,7 @@ not a factor that was guessed. What a kernel takes inside itself is not seen.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from flatwise.batching import narrow
 from flatwise.measure.data import Part
 
-FEW = (2, 8)
+FEW = (8, 32)
 """Numbers of samples that the memory is measured with."""
 
 SHARE = 0.5
@@ -113,12 +114,15 @@ def need(part: Part, use: Callable[[Part], Callable[[], object]]) -> Need:
     Returns:
         The line through two sizes; where there is one size, everything counts as for each part.
     """
-    sizes = [size for size in FEW if size < part.samples] if part.samples > 1 else []
-    if len(sizes) < len(FEW):
-        kept, working = _measured(part, use)
+    small, large = min(FEW[0], part.samples // 2), min(FEW[1], part.samples)
+    low = high = None
+    if small:
+        # A loss may want a whole batch; an operation without a double backward is met again below.
+        with contextlib.suppress(RuntimeError, ValueError):
+            low, high = (measured(Part(narrow(part.batch, 0, n), n, part.number), use) for n in (small, large))
+    if low is None or high is None:
+        kept, working = measured(part, use)
         return Need((kept, 0.0), (working, 0.0))
-    measured = [_measured(Part(narrow(part.batch, 0, n), n, part.number), use) for n in sizes]
-    (low, high), (small, large) = measured, sizes
 
     def line(which: int) -> tuple[float, float]:
         slope = max(0.0, (high[which] - low[which]) / (large - small))
@@ -127,7 +131,16 @@ def need(part: Part, use: Callable[[Part], Callable[[], object]]) -> Need:
     return Need(line(0), line(1))
 
 
-def _measured(part: Part, use: Callable[[Part], Callable[[], object]]) -> tuple[int, int]:
+def measured(part: Part, use: Callable[[Part], Callable[[], object]]) -> tuple[int, int]:
+    """Measure what a part takes.
+
+    Args:
+        part: all of it is used.
+        use: builds its graphs, and returns what multiplies with them.
+
+    Returns:
+        Kept bytes, and the most bytes at once.
+    """
     with LiveBytes() as bytes_:
         product = use(part)
         kept = bytes_.live

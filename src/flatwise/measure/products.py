@@ -18,10 +18,11 @@ from torch import Tensor
 
 from flatwise.errors import UserError, nearest
 from flatwise.measure import determinism
+from flatwise.measure.attention import twice_differentiable
 from flatwise.measure.data import Part
 from flatwise.measure.finite import FiniteDifferences
 from flatwise.measure.linearised import GaussNewtonPart, HessianPart, Linearised
-from flatwise.measure.memory import SHARE, Need, free_memory, kept_parts, need
+from flatwise.measure.memory import SHARE, Need, free_memory, kept_parts, measured, need
 from flatwise.measure.problem import Problem
 
 Matrix = Literal["hessian", "ggn"]
@@ -97,8 +98,15 @@ class Products:
             graphs = self._graphs(first)
             start = graphs.loss, problem.flat(graphs.gradient)
         else:
-            start = determinism.evaluated(problem, first)
-        determinism.insist(problem, start, determinism.evaluated(problem, first))
+            start = self._evaluated(first)
+        determinism.insist(problem, start, self._evaluated(first))
+
+    def _evaluated(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Evaluate with the kernels that the products use."""
+        if self._finite is not None:
+            return determinism.evaluated(self.problem, part)
+        with twice_differentiable(self.problem.note):
+            return determinism.evaluated(self.problem, part)
 
     def _use(self, part: Part) -> Callable[[], object]:
         graphs = self._build(part)
@@ -126,10 +134,27 @@ class Products:
             if problem.batch_statistics or wanted < 1:
                 self._too_small(needs, vectors, wanted)
             else:
-                problem.cut(wanted)
-                problem.note(f"evaluated {wanted} samples at a time, which is what the memory allows")
+                needs = self._cut(wanted, needs, budget)
                 keep = kept_parts(problem.parts, needs, budget)
         self._keep = keep
+
+    def _cut(self, wanted: int, needs: Need, budget: float) -> Need:
+        """Cut the batches, and look whether a part takes what a few samples let expect; return what it takes."""
+        problem = self.problem
+        while True:
+            problem.cut(wanted)
+            if self._max_memory is None:
+                break
+            part = problem.parts[0]
+            kept, working = measured(part, self._use)
+            needs = Need((0.0, kept / part.samples), (working, 0.0))
+            # The most at once grows faster with the samples than a line through a few of them.
+            smaller = self._smallest(wanted if working <= budget else max(1, int(0.95 * wanted * budget / working)))
+            if smaller >= wanted:
+                break
+            wanted = smaller
+        problem.note(f"evaluated {wanted} samples at a time, which is what the memory allows")
+        return needs
 
     def _too_small(self, needs: Need, vectors: float, wanted: int) -> None:
         if self._max_memory is None:

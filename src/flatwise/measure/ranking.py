@@ -120,7 +120,9 @@ def compare_sharpness(tables: Mapping[str, Sharpness]) -> Ranking:
 
 
 # What a search happened to do, not what it was asked to do.
-_OUTCOMES = ("highest_after", "error_of_draws", "error_of_parts", "residual", "products", "probes", "sigma", "method")
+_OUTCOMES = frozenset(
+    ("noise", "highest_after", "error_of_draws", "error_of_parts", "residual", "products", "probes", "sigma", "method")
+)
 
 
 def _comparable(tables: Mapping[str, Sharpness]) -> tuple[list[list[Row]], list[str]]:

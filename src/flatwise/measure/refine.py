@@ -132,8 +132,8 @@ class Scale:
         """
         if not (math.isfinite(guess) and math.isfinite(value)):
             return 0.0 if math.isfinite(guess) == math.isfinite(value) else math.inf
-        if self.range == 0:
-            return 0.0 if guess == value else math.inf
+        if self.range <= 1e-9 * abs(self.lowest):  # nothing but rounding
+            return 0.0 if abs(guess - value) <= 1e-6 * abs(value) else math.inf
         pair = self.there(torch.tensor([guess, value], dtype=torch.float64))
         return max(abs(guess - value) / self.range, abs(float(pair[1] - pair[0])) / self._span / LENIENT)
 

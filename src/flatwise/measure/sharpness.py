@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from flatwise.batching import count
 from flatwise.measure.average import noise_scale, under_noise
 from flatwise.measure.cautions import cautions
 from flatwise.measure.curvature import WarmStart, top
@@ -25,9 +27,10 @@ from flatwise.measure.progress import Bar
 from flatwise.measure.result import Cost
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.select import Parameters
+from flatwise.measure.slope import gradient_and_noise
 from flatwise.measure.spread import Estimate, over_clusters, over_draws_and_parts, over_parts
 from flatwise.measure.trace import hessian_trace
-from flatwise.measure.worst import climb
+from flatwise.measure.worst import climb, turning
 
 
 class Measuring:
@@ -68,10 +71,12 @@ class Measuring:
             Shape (weights,).
         """
         if self._gradient is None:
-            _, self._gradient = self.problem.gradient()
+            self._gradient, noise = gradient_and_noise(self.problem)
             norm = float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64))
-            meaning = "How steep the loss is at w (L2 norm of its gradient); at a minimum it is 0."
-            self.add("gradient_norm", Estimate(norm, None, ""), {}, meaning)
+            known = not math.isnan(noise)
+            alone = f"; sampling alone would give {noise:.2g}" if known else ""
+            meaning = f"How steep the loss is at w (L2 norm of its gradient){alone}."
+            self.add("gradient_norm", Estimate(norm, None, ""), {"noise": noise} if known else {}, meaning)
         return self._gradient
 
     def worst(self, suffix: str, wanted: Sequence[str]) -> None:
@@ -91,12 +96,19 @@ class Measuring:
         place = _described(p, adaptive, rho)
         settings: dict[str, Any] = {"rho": rho, "p": p} | ({"adaptive": True, "eta": ball.eta} if adaptive else {})
         if one:
+            rises = found[0].losses - self.base
+            estimate = over_parts(self.problem, rises)
+            if estimate.standard_error is not None and found[0].steps and not math.isinf(p):
+                turned = turning(self.problem, ball, rho, self.gradient(), found[0].gradient)
+                error = over_parts(self.problem, rises + turned).standard_error
+                estimate = replace(estimate, standard_error=error)
             self.add(
                 f"one_step{suffix}",
-                over_parts(self.problem, found[0].losses - self.base),
+                estimate,
                 settings | {"steps": 1},
                 f"How much the loss rises by SAM's own step uphill {place}.",
                 found[0].cost,
+                self.problem.cost(),
             )
         if several:
             self.add(
@@ -138,6 +150,9 @@ class Measuring:
         ball, rho = self.settings.ball(2.0, False)
         everything = micro_batches(self.problem, m, self._size)
         entries = spread_out(everything, self.settings.micro_batches)
+        if self.problem.batch_statistics and any(part.samples == 1 for entry in entries for part in entry.parts):
+            self.cautions.append(f"m-sharpness for m={m} was left out: one sample has no batch statistics")
+            return
         rises = gaps(self.problem, ball, rho, entries, self._bar.advance)
         sizes = torch.tensor([entry.samples for entry in entries])
         estimate = over_clusters(self.problem, rises, sizes, "micro-batches")
@@ -149,10 +164,13 @@ class Measuring:
     def all_m(self) -> None:
         """Add the m-sharpness of every m, where batches can be cut."""
         try:
-            for m in self.settings.m:
-                self.m_sharpness(m)
+            for batch in self.problem.batches:
+                count(batch)
         except ValueError as error:
             self.cautions.append(f"m-sharpness was left out: {error}")
+            return
+        for m in self.settings.m:
+            self.m_sharpness(m)
 
     def eigenvalues(self, wanted: Sequence[str], k: int, max_memory: float | None, warm: WarmStart) -> None:
         """Add the largest eigenvalue and its ratio to the k-th.
@@ -164,11 +182,11 @@ class Measuring:
             warm: where an earlier search ended; this one's end is written into it.
         """
         of = self.problem
-        k = min(k, of.weights)
+        k = min(k, of.weights) if "lambda_ratio" in wanted else 1
         found = warm.found = hessian_eigenvalues(
             of.model,
             of.loss_fn,
-            of.batches,
+            iter(of.batches),
             k,
             which="largest",
             warm_start=warm.found,
@@ -179,7 +197,7 @@ class Measuring:
         # On parts as small as the memory asked for; a part's graph is kept for one part at a time.
         options = self._same() | {"micro_batch_size": self._size and found.conditions.micro_batch_size}
         del options["progress"]
-        parts = Problem(of.model, of.loss_fn, of.batches, **options)
+        parts = Problem(of.model, of.loss_fn, iter(of.batches), **options)
         with parts.open():
             largest, ratio = top(parts, found)
         cost = parts.cost()
@@ -208,7 +226,7 @@ class Measuring:
             max_memory: in bytes.
         """
         of = self.problem
-        found = hessian_trace(of.model, of.loss_fn, of.batches, max_memory=max_memory, **self._same())
+        found = hessian_trace(of.model, of.loss_fn, iter(of.batches), max_memory=max_memory, **self._same())
         over = f"{found.degrees + 1} probes, on these samples" if found.degrees else ""
         error = found.standard_error if found.degrees else None
         settings = {"method": found.method, "probes": found.probes}

@@ -49,6 +49,9 @@ class Sheet:
         self._views = [
             piece.view(p.shape) for piece, p in zip(torch.split(self._point, sizes), problem.params, strict=True)
         ]
+        same = all(p.dtype == problem.dtype and p.device == problem.device for p in problem.params)
+        pieces = [problem.shaped(vector) for vector in (self._origin, *self._directions)] if same else []
+        self._pieces = list(zip(problem.params, *pieces, strict=True)) if same else None
         self._norms = norms_of(problem)
         self._momenta = [norm.momentum for norm in self._norms]
         self.batch_norm = batch_norm
@@ -88,8 +91,21 @@ class Sheet:
             The loss over all samples of all processes, and its standard error, estimated from the spread between the
             parts; NaN where there is one part.
         """
-        self._go(coordinates)
+        if self._pieces is None:  # half precision is rounded once, at the end
+            self._go(coordinates)
+            self._write()
+        else:
+            self._write_directly(coordinates)
         return self._measured()
+
+    @torch.no_grad()
+    def _write_directly(self, coordinates: Sequence[float]) -> None:
+        """Write without a vector between, which a large network would notice."""
+        assert self._pieces is not None
+        for p, origin, first, *rest in self._pieces:
+            torch.add(origin, first, alpha=coordinates[0], out=p)
+            for factor, piece in zip(coordinates[1:], rest, strict=True):
+                p.add_(piece, alpha=factor)
 
     def _go(self, coordinates: Sequence[float]) -> None:
         self._point.copy_(self._origin)
@@ -124,10 +140,10 @@ class Sheet:
             As :meth:`loss_at`.
         """
         self._point.copy_(weights)
+        self._write()
         return self._measured()
 
     def _measured(self) -> tuple[float, float]:
-        self._write()
         if self._norms and self.batch_norm == "recompute":
             self._gather()
         problem = self.problem

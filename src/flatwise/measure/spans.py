@@ -136,7 +136,7 @@ def span_of(aim: Aim, problem: Problem, first: Problem, *, name: str, progress: 
             vectors.append(_random(aim, problem, first, number))
             scaled = "" if aim.normalize is None else f", {aim.normalize}-normalised"
             kinds.append(f"random{scaled}")
-            labels.append(f"random direction {number + 1}{scaled}")
+            labels.append(f"random direction {number + 1}")
         elif entry == "sam":
             vectors.append(sam_perturbation(problem, aim.ball, aim.rho))
             kinds.append(f"SAM perturbation, rho={aim.rho:g}")
@@ -145,7 +145,7 @@ def span_of(aim: Aim, problem: Problem, first: Problem, *, name: str, progress: 
             place = order.index(number)
             vectors.append(curved[place])
             kinds.append(f"Hessian eigenvector {place + 1}")
-            labels.append(f"Hessian eigenvector {place + 1} (length in weight space)")
+            labels.append(f"Hessian eigenvector {place + 1}")
         else:
             raise UnknownNameError("kind of direction", entry, ("random", "sam", "hessian"))
     if aim.directions == "sam" and len(vectors) == 2:
@@ -268,7 +268,7 @@ def _of_trajectory(aim: Aim, problem: Problem) -> Span:
     found, shares = principal(rows, aim.dimensions or 2)
     vectors = tuple(vector.to(device=problem.device, dtype=problem.dtype) for vector in found)
     kinds = tuple(f"principal component {n + 1} of the training run" for n in range(len(vectors)))
-    labels = tuple(f"component {n + 1} ({100 * share:.1f} % of the variance)" for n, share in enumerate(shares))
+    labels = tuple(f"component {n + 1} ({100 * share:.1f} %)" for n, share in enumerate(shares))
     here = problem.flat(problem.params)
     reach = reach_of(coordinates_of(here, vectors, [here, *rows]), 0.15)
     return Span(vectors, kinds, labels, reach, steps=tuple(zip(recorded.steps, rows, strict=True)), explained=shares)

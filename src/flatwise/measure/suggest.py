@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.optim import Optimizer
 from flatwise.bsam import BSAM
 from flatwise.errors import UserError
 from flatwise.measure.agreement import Agreement, Reading
+from flatwise.measure.ladder import BORNE, LEAST_COSINE, chosen, search
 from flatwise.measure.problem import LossFn, Mode, Problem
 from flatwise.measure.progress import Bar
 from flatwise.measure.result import Conditions, Cost, plain
@@ -31,17 +31,12 @@ from flatwise.optimizer import SAM
 from flatwise.schedule import Schedule
 from flatwise.variants import create, variant_info
 
-BORNE = 0.05
-"""Share of the descent on other samples that a radius may cost: as much as the probe itself costs at most."""
-LEAST_COSINE = 0.5
-"""Between a batch's gradient and the direction that is made from it: beyond 60 degrees the first-order model on which
-the perturbation stands says nothing about the place where it leads to."""
 WARM = 0.3
 """Share of the probe that trains the copy first: at its first weights a network is unlike what it will be."""
 READINGS = 5
 """Radii that are looked at: three to bracket the answer by factors of four, two to halve the bracket."""
 MOST_BATCHES, LEAST_BATCHES = 8, 3
-LADDER = 4.0
+GIVEN = "the given optimizer"
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class RhoSuggestion:
 
     Attributes:
         rho: the radius, two digits.
-        method: of the family.
+        method: of the family; :data:`GIVEN` where the optimizer was a :class:`flatwise.SAM`.
         candidates: what was found at each radius that was tried, rising.
         reason: in words.
         notes: what a reader should know, in sentences.
@@ -160,12 +155,17 @@ def suggest_rho(
             look.train(batches[:-count], steps)
             bar.advance(steps)
             look.stand(batches[-count:])
-            start = variant_info(name).rho if optimizer_rho(optimizer) is None else optimizer_rho(optimizer)
-            found = search(lambda rho: _advanced(look.read(rho), bar), float(start or 0.05), readings)
+            start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
+            found = search(lambda rho: _advanced(look.read(rho), bar), start, readings)
         rho, reason, notes = chosen(found)
         if look.base.value <= 2 * look.base.error:
             notes.append("without a perturbation too, the gradients of different batches hardly agree: the radius is "
                          "uncertain")  # fmt: skip
+        if look.one_pass:
+            notes.append(
+                "the rule does not fit this method, which moves all batches along one direction, downhill: the radius "
+                "is harmless, and probably far too small to help. Begin with the default of flatwise.create"
+            )
         if len(batches) < steps + count:
             notes.append(f"{len(batches)} batches were given; {steps + count} would not have been used twice")
         problem.gradient_evaluations += look.spent / len(batches)
@@ -212,7 +212,7 @@ def _prepared(model: Module, optimizer: Any, method: str, options: dict[str, Any
         if options or method != "sam":
             raise UserError("the optimizer is a flatwise.SAM already: pass its base optimizer to name a method")
         always = optimizer._schedule == Schedule(total_steps=optimizer._schedule.total_steps)
-        return Twin(model, optimizer), "sam", always
+        return Twin(model, optimizer), GIVEN, always
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer must be a base optimizer or a flatwise.SAM, got {type(optimizer).__name__}")
     twin = Twin(model, optimizer)
@@ -239,74 +239,5 @@ def _plan(look: Agreement, allowed: float, share: float, total_steps: int) -> tu
             f"give a larger share, or train for {needed} steps or more"
         )
     # What the cap on batches leaves over goes into more training, which makes the weights those of a later time.
-    steps = min(math.floor((allowed - count * (1 + READINGS * look.price)) / look.warm_price), max(steps, 1))
+    steps = math.floor((allowed - count * (1 + READINGS * look.price)) / look.warm_price)
     return steps, count, READINGS
-
-
-def search(read: Callable[[float], Reading], start: float, count: int) -> list[Reading]:
-    """Look for the largest radius that is harmless: climb a ladder, then halve the bracket on a logarithmic scale.
-
-    Args:
-        read: measures a radius.
-        start: where to begin.
-        count: how many radii to measure.
-
-    Returns:
-        The readings, in the order in which they were made.
-    """
-    found: list[Reading] = []
-    low = high = math.nan
-    rho = start
-    for _ in range(count):
-        reading = read(rho)
-        found.append(reading)
-        low, high = (rho, high) if reading.harmless else (low, rho)
-        if math.isnan(high):
-            rho *= LADDER
-        elif math.isnan(low):
-            rho /= LADDER
-        else:
-            rho = math.sqrt(low * high)
-    return found
-
-
-def chosen(found: list[Reading]) -> tuple[float, str, list[str]]:
-    """Choose the radius: where the first bound is crossed, between the last harmless reading and the first other one.
-
-    Args:
-        found: the readings.
-
-    Returns:
-        The radius, the reason, and notes.
-    """
-    good = [reading for reading in found if reading.harmless]
-    bad = [reading for reading in found if not reading.harmless]
-    if not good:
-        least = min(bad, key=lambda reading: reading.rho)
-        return (
-            _rounded(least.rho / LADDER),
-            "every radius that was tried costs more than it may: this is below the smallest of them",
-            ["SAM may not help here: compare it with the base optimizer (flatwise compare)"],
-        )
-    best = max(good, key=lambda reading: reading.rho)
-    above = [reading for reading in bad if reading.rho > best.rho]
-    reason = (
-        f"the largest radius at which a step leads down on other samples at least {1 - BORNE:.0%} as well as the "
-        f"base's, and in which half of the batch's own gradient is left (cosine {LEAST_COSINE:g})"
-    )
-    if not above:
-        return _rounded(best.rho), "the largest radius that was tried; none cost too much", []
-    first = min(above, key=lambda reading: reading.rho)
-    crossings = []
-    for low, high in (
-        (best.margin.value, first.margin.value),
-        (best.cosine.value - LEAST_COSINE, first.cosine.value - LEAST_COSINE),
-    ):
-        if high < 0 <= low:
-            crossings.append(low / (low - high))
-    place = min(crossings, default=0.0)  # none: the first one is not finite
-    return _rounded(best.rho * (first.rho / best.rho) ** place), reason, []
-
-
-def _rounded(rho: float) -> float:
-    return float(f"{rho:.2g}")

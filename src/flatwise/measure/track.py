@@ -103,7 +103,7 @@ class Tracker:
         table = sharpness(
             self._model,
             self._loss_fn,
-            self._probe,
+            iter(self._probe),
             measures=self._measures,
             warm_start=self._warm,
             **{"progress": False, **self._options},
@@ -150,25 +150,31 @@ class Tracker:
                 raise UserError(f"{path} was written with {name}={content.get(name)!r}, this tracker has {value!r}")
         self.records = [_read(entry) for entry in content["records"]]
 
-    def plot(self, path: str | Path) -> None:
-        """Draw every measure over the steps, as a PNG.
+    def plot(self, path: str | Path, rows: Sequence[str] | None = None) -> None:
+        """Draw measures over the steps, side by side, as a PNG.
 
         Args:
             path: the file; its folder exists.
+            rows: names of rows, such as ``["one_step", "lambda_max"]``; None: all.
 
         Raises:
+            UnknownNameError: if a row was not measured every time.
             UserError: if nothing was measured, or matplotlib is missing.
         """
         if not self.records:
             raise UserError("there is nothing to draw: no step was measured yet")
         try:
-            from flatwise.report.figures import Band, Panel, draw_panels
+            from flatwise.report.bands import Band, Panel
+            from flatwise.report.figures import draw_panels
         except ImportError as error:
             raise UserError("drawing needs matplotlib: pip install 'flatwise[measure]'") from error
         names = [name for name in self.records[-1].values if all(name in r.values for r in self.records)]
+        for name in rows or ():
+            if name not in names:
+                raise UnknownNameError("row", name, names)
         steps = [record.step for record in self.records]
         panels = []
-        for name in names:
+        for name in names if rows is None else rows:
             values = [record.values[name] for record in self.records]
             errors = [record.standard_errors[name] or 0.0 for record in self.records]
             panels.append(Panel(name.replace("_", " "), "", [Band(name, steps, values, errors)]))

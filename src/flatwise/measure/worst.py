@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,11 +31,13 @@ class Ascended:
         losses: of each part of the data, at the highest point, shape (parts,), float64.
         steps: after how many steps it was met.
         cost: of this, beyond what was found before.
+        gradient: where one step led, if it was computed; shape (weights,).
     """
 
     losses: Tensor
     steps: int
     cost: Cost
+    gradient: Tensor | None = None
 
 
 def climb(
@@ -79,6 +81,8 @@ def climb(
         best, best_loss, weights = 0, -math.inf, problem.params
         for number in range(1, steps):
             loss, gradient = problem.gradient()
+            if number == 1 and norm > 0:
+                first = replace(first, gradient=gradient)
             if loss > best_loss:
                 best, best_loss, weights = number, loss, [p.detach().clone() for p in problem.params]
             _advance(problem, ascent, rho, gradient)
@@ -91,6 +95,37 @@ def climb(
         if not _mean(problem, losses, sizes) >= _mean(problem, first.losses, sizes):
             losses, met = first.losses, first.steps
     return [first, Ascended(losses, met, problem.cost())]
+
+
+def turning(problem: Problem, ball: Ball, rho: float, gradient: Tensor, ahead: Tensor | None) -> Tensor:
+    """Say how each part of the data moves the rise of one step by turning eps.
+
+    ``eps(g)`` depends on the samples through the gradient g. To first order a part b, whose own gradient is g_b, adds
+    ``u^T (g_b - g)`` to its paired difference, ``u = (d eps / d g)^T g(w + eps)``; the mean of it over the parts is 0.
+    At a maximum over the ball u vanishes, so what many steps found needs no such term, and neither does p = inf, where
+    eps does not turn.
+
+    Args:
+        problem: the loss; open.
+        ball: shape of the ball.
+        rho: its radius.
+        gradient: g, at w; not zero.
+        ahead: the gradient at w + eps; None: it is computed.
+
+    Returns:
+        Shape (parts,), float64, on the CPU.
+    """
+    weights = [p.detach() for p in problem.params]
+    with torch.enable_grad():
+        grads = [g.clone().requires_grad_() for g in problem.shaped(gradient)]
+        eps = ball.perturbation(weights, grads, [rho] * len(grads))
+    if ahead is None:
+        with Displaced(problem.params) as displaced:
+            displaced.move([e.detach() for e in eps])
+            _, ahead = problem.gradient()
+    u = problem.flat(torch.autograd.grad(eps, grads, problem.shaped(ahead)))
+    moved = [torch.dot(u.double(), (problem.gradient([part])[1] - gradient).double()) for part in problem.parts]
+    return torch.stack(moved).cpu()
 
 
 def _advance(problem: Problem, ascent: ProjectedAscent, rho: float, gradient: Tensor) -> None:

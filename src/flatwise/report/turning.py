@@ -1,4 +1,4 @@
-"""Loss surfaces to be turned by hand, side by side: one scale of colours and heights, one camera for all."""
+"""Loss surfaces to be turned by hand, side by side: one scale of colours and heights, and one camera at the start."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from plotly.graph_objects import Figure, Scatter3d, Surface
 
 from flatwise.errors import UserError
 from flatwise.measure.landscape_result import Landscape
-from flatwise.report.surfaces import COLOUR_MAP, heights_of
+from flatwise.report.heights import heights_of
+from flatwise.report.panels import COLOUR_MAP
 
-EYE = {"x": 1.45, "y": -1.45, "z": 0.95}
+EYE = {"x": 1.7, "y": -1.7, "z": 1.1}
 
 
 def draw(landscape: Landscape, *, log: bool | None = None, clip: float | None = None) -> Figure:

@@ -104,7 +104,9 @@ def headline(found: Sequence[Answer]) -> str:
     ]
     if found[0].half is None:
         return "Not decided: one seed says nothing about chance."
-    one = {BETTER: "Yes", WORSE: "No", EQUAL: "No", OPEN: "Not decided"}
+    if kinds == {OPEN}:
+        return f"Not decided: chance alone may have made the difference{'s' * (len(found) > 1)}."
+    one = {BETTER: "Yes", WORSE: "No", EQUAL: "No"}
     mixed = "In part" if BETTER in kinds else "No" if OPEN not in kinds else "Not shown to"
     return f"{one[kinds.pop()] if len(kinds) == 1 else mixed}: {'; '.join(groups)}."
 
