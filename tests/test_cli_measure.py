@@ -115,6 +115,7 @@ def test_measure_a_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     text = said(capsys)
     assert "one step" in text
     assert "How much the loss rises by SAM's own step" in text
+    assert text.endswith(f"On the page: flatwise report {run}")
     content = json.loads((run / "measures.json").read_text())
     assert content["schema"] == "flatwise.measures/1"
     assert set(content["methods"]) == {"sgd", "sam:rho=0.1"}

@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"flatwise: error: {error.strerror or error}{place}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        rest = " The same command continues where this one stopped." if _module(words[0]).CONTINUES else ""
+        continues = bool(words) and words[0] in SUMMARIES and _module(words[0]).CONTINUES
+        rest = " The same command continues where this one stopped." if continues else ""
         print(f"\nInterrupted.{rest}", file=sys.stderr)
         return INTERRUPTED
 

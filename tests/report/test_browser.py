@@ -122,16 +122,19 @@ def test_the_sliders_are_the_camera(opened: Opened) -> None:
 def test_a_finger_turns(browser: Any, file: Path) -> None:
     one = Opened(browser, file, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
     before = one.cameras()
-    canvas = one.tab.locator(".surface canvas").first
-    for kind, x in (("pointerdown", 100), ("pointermove", 160), ("pointerup", 160)):
-        canvas.dispatch_event(
-            kind, {"pointerId": 1, "pointerType": "touch", "clientX": x, "clientY": 80, "bubbles": True}
-        )
-        # No finger is really there to be captured.
+    one.tab.locator(".surface canvas").first.scroll_into_view_if_needed()
+    box = one.tab.locator(".surface canvas").first.bounding_box()
+    x, y = box["x"] + 100, box["y"] + 80
+    finger = one.context.new_cdp_session(one.tab)
+    for kind, steps in (("touchStart", [0]), ("touchMove", [20, 40, 80]), ("touchEnd", [None])):
+        for step in steps:
+            points = [] if step is None else [{"x": x + step, "y": y}]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     after = one.cameras()
     assert len(set(after)) == 1
     assert after[0][0] != before[0][0]
     assert after[0][1] == before[0][1]
+    assert one.wrong == []
     one.context.close()
 
 

@@ -88,4 +88,6 @@ def run(settings: Settings) -> int:
     picture = subjects.folder.landscape.with_suffix(".png")
     seen.plot(picture, settings.style)
     console.print(f"Every number: {subjects.folder.landscape}; the picture: {picture}", markup=False)
+    if subjects.page:
+        console.print(f"On the page: flatwise report {subjects.page}", markup=False)
     return 0

@@ -91,6 +91,8 @@ def run(settings: Settings) -> int:
     console = console_for(sys.stdout)
     print_measures(entries, console)
     console.print(f"Every number: {subjects.folder.measures}", markup=False)
+    if subjects.page:
+        console.print(f"On the page: flatwise report {subjects.page}", markup=False)
     return 0
 
 

@@ -41,7 +41,7 @@ class Subjects:
         folder: takes what is written.
         identity: what made the networks.
         seed: of the trainings; 0 for a problem of the user's own.
-        own: whether the problem is the user's own.
+        page: the run folder on whose page the measures will be shown, if there is one.
     """
 
     models: dict[str, nn.Module]
@@ -50,7 +50,7 @@ class Subjects:
     folder: RunFolder
     identity: str
     seed: int
-    own: bool = False
+    page: Path | None = None
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -94,7 +94,7 @@ def find_subjects(
         return _of_run(path.parent.parent, [name], seed, samples, out)
     if ":" in target:
         model, loss_fn, data = own_problem(target, 3)
-        return Subjects({OWN: model}, loss_fn, data, RunFolder(Path(out or ".")), target, 0, own=True)
+        return Subjects({OWN: model}, loss_fn, data, RunFolder(Path(out or ".")), target, 0)
     raise UserError(
         f"{target!r} is no run folder, no file of weights and no module:function; "
         "flatwise compare prints the run folder it made"
@@ -147,8 +147,15 @@ def _of_run(path: Path, methods: Sequence[str], seed: int, samples: int, out: st
     if not 0 <= seed < config.seeds:
         raise UserError(f"--seed must be from 0 to {config.seeds - 1} in this run, not {seed}")
     models = {name: trained_model(config, folder, name, seed) for name in methods or known}
-    where = folder if out is None else RunFolder(Path(out))
-    return Subjects(models, cross_entropy, training_samples(config, seed, samples), where, results["identity"], seed)
+    return Subjects(
+        models,
+        cross_entropy,
+        training_samples(config, seed, samples),
+        folder if out is None else RunFolder(Path(out)),
+        results["identity"],
+        seed,
+        path if out is None else None,
+    )
 
 
 def training_samples(config: CompareConfig, seed: int, samples: int) -> list[tuple[Tensor, Tensor]]:
