@@ -38,8 +38,8 @@ READINGS = 5
 MOST_BATCHES, LEAST_BATCHES = 8, 3
 GIVEN = "the given optimizer"
 START_ONLY = (
-    "this is seen at the start of a training, whose end can want a radius several times smaller (docs/doctor.md has the "
-    "record): compare it, and smaller ones, with the base"
+    "this is seen at the start of a training, whose end can want a radius several times smaller (see docs/doctor.md): "
+    "compare it, and smaller ones, with the base"
 )
 
 
