@@ -181,6 +181,24 @@ def test_a_radius_that_destroys_what_was_learned():
     assert found.verdict == "too large"
 
 
+def test_a_radius_that_leads_over_the_hill():
+    """1 - cos(w) at w = 1, half a period further on: g' = -g."""
+
+    class Point(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+    def periodic(model, batch):
+        return (1 - torch.cos(model.w) + 0 * batch[0].mean()).mean()
+
+    model = Point()
+    optimizer = flatwise.SAM(torch.optim.SGD(model.parameters(), lr=1e-6), rho=math.pi)
+    found = doctor(model, periodic, [(torch.zeros(1, 2),)] * 8, optimizer, **QUICK)
+    assert (found.verdict, found.cause) == ("too large", "against the gradient")
+    assert found.cosine.value == pytest.approx(-1, abs=1e-3)
+
+
 def test_a_loss_that_overflows_at_the_perturbed_weights():
     model, data = task()
 
