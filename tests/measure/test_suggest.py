@@ -80,6 +80,19 @@ def test_agreement_and_cosine_are_those_of_the_formula(rho):
     assert reading.margin.value == pytest.approx(margin, rel=1e-3, abs=1e-6)
 
 
+def test_both_bounds_must_hold():
+    model, data = task()
+
+    def harmless(borne, least_cosine):
+        look = agreement(model, flatwise.SAM(sgd(model)), borne=borne, least_cosine=least_cosine)
+        look.stand(data[:4])
+        return look.read(1.0).harmless
+
+    assert harmless(borne=10.0, least_cosine=-1.0)
+    assert not harmless(borne=10.0, least_cosine=1.0)
+    assert not harmless(borne=-10.0, least_cosine=-1.0)
+
+
 def test_a_reading_leaves_weights_and_state_where_they_were():
     model, data = task()
     optimizer = flatwise.create("vasso", sgd(model))
