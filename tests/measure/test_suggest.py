@@ -157,6 +157,12 @@ def test_the_crossing_is_found(limit):
     assert not notes
 
 
+def test_radii_are_tried_on_a_logarithmic_scale():
+    tried = []
+    search(reader(0.3, tried=tried), 0.05, 5)
+    assert tried == pytest.approx([0.05, 0.2, 0.8, 0.4, math.sqrt(0.08)])
+
+
 def test_the_tighter_of_both_bounds_decides():
     assert chosen(search(reader(2.0, 0.3), 0.05, 5))[0] == pytest.approx(0.3, rel=0.05)
     assert chosen(search(reader(0.3, 2.0), 0.05, 5))[0] == pytest.approx(0.3, rel=0.05)
