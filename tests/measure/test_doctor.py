@@ -181,6 +181,24 @@ def test_a_radius_that_destroys_what_was_learned():
     assert found.verdict == "too large"
 
 
+def test_a_radius_that_leads_over_the_hill():
+    """1 - cos(w) at w = 1, half a period further on: g' = -g."""
+
+    class Point(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+    def periodic(model, batch):
+        return (1 - torch.cos(model.w) + 0 * batch[0].mean()).mean()
+
+    model = Point()
+    optimizer = flatwise.SAM(torch.optim.SGD(model.parameters(), lr=1e-6), rho=math.pi)
+    found = doctor(model, periodic, [(torch.zeros(1, 2),)] * 8, optimizer, **QUICK)
+    assert (found.verdict, found.cause) == ("too large", "against the gradient")
+    assert found.cosine.value == pytest.approx(-1, abs=1e-3)
+
+
 def test_a_loss_that_overflows_at_the_perturbed_weights():
     model, data = task()
 
@@ -391,18 +409,20 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("raises", [False, True])
-@pytest.mark.parametrize("older", [False, True])
-def test_nothing_of_the_users_is_changed(raises, older):
+@pytest.mark.parametrize("kind", ["flatwise", "older", "closure"])
+def test_nothing_of_the_users_is_changed(raises, kind):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 3))
     generator = torch.Generator().manual_seed(7)
     loader = DataLoader(
         TensorDataset(torch.randn(64, 8), torch.randint(3, (64,))), batch_size=8, shuffle=True, generator=generator
     )
-    optimizer = (
-        OlderSAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9) if older else flatwise.SAM(sgd(model))
-    )
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer.base_optimizer, 1)
+    optimizer = {
+        "flatwise": lambda: flatwise.SAM(sgd(model)),
+        "older": lambda: OlderSAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9),
+        "closure": lambda: ClosureSAM(sgd(model), 0.1),
+    }[kind]()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts a step of its own into the optimizer
     for batch in loader:  # momentum, gradients, statistics
         loss_fn(model, batch).backward()
     model.eval()

@@ -80,6 +80,19 @@ def test_agreement_and_cosine_are_those_of_the_formula(rho):
     assert reading.margin.value == pytest.approx(margin, rel=1e-3, abs=1e-6)
 
 
+def test_both_bounds_must_hold():
+    model, data = task()
+
+    def harmless(borne, least_cosine):
+        look = agreement(model, flatwise.SAM(sgd(model)), borne=borne, least_cosine=least_cosine)
+        look.stand(data[:4])
+        return look.read(1.0).harmless
+
+    assert harmless(borne=10.0, least_cosine=-1.0)
+    assert not harmless(borne=10.0, least_cosine=1.0)
+    assert not harmless(borne=-10.0, least_cosine=-1.0)
+
+
 def test_a_reading_leaves_weights_and_state_where_they_were():
     model, data = task()
     optimizer = flatwise.create("vasso", sgd(model))
@@ -142,6 +155,12 @@ def test_the_crossing_is_found(limit):
     assert rho == pytest.approx(limit, rel=0.05)
     assert "95%" in reason
     assert not notes
+
+
+def test_radii_are_tried_on_a_logarithmic_scale():
+    tried = []
+    search(reader(0.3, tried=tried), 0.05, 5)
+    assert tried == pytest.approx([0.05, 0.2, 0.8, 0.4, math.sqrt(0.08)])
 
 
 def test_the_tighter_of_both_bounds_decides():

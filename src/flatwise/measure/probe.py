@@ -19,7 +19,6 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatwise.batching import count
-from flatwise.guards import RandomState
 from flatwise.measure.twin import LossFn, TrainStep, Twin
 from flatwise.measure.unchanged import Displaced, seed_all
 
@@ -67,7 +66,7 @@ class Look:
 
 
 class Probe:
-    """Evaluates a loss on a twin without leaving a trace in its buffers and in the random state.
+    """Evaluates a loss on a twin without leaving a trace in its buffers.
 
     Args:
         twin: the model and its optimizer.
@@ -81,21 +80,19 @@ class Probe:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Put back buffers and random state.
+        """Put back buffers. Random state needs no care: whatever draws is seeded first.
 
         Yields:
             Nothing.
         """
         buffers = [b for b in self.twin.model.buffers() if b is not None]
         copies = [b.clone() for b in buffers]
-        state = RandomState({p.device for p in self.twin.params})
         try:
             yield
         finally:
             with torch.no_grad():
                 for b, kept in zip(buffers, copies, strict=True):
                     b.copy_(kept)
-            state.put()
 
     def gradient(self, batch: Any, seed: int) -> tuple[float, list[Tensor]]:
         """Evaluate loss and gradient where the weights are; buffers move as the model moves them.

@@ -37,6 +37,10 @@ READINGS = 5
 """Radii that are looked at: three to bracket the answer by factors of four, two to halve the bracket."""
 MOST_BATCHES, LEAST_BATCHES = 8, 3
 GIVEN = "the given optimizer"
+START_ONLY = (
+    "this is seen at the start of a training, whose end can want a radius several times smaller (see docs/doctor.md): "
+    "compare it, and smaller ones, with the base"
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def suggest_rho(
             start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
             found = search(lambda rho: _advanced(look.read(rho), bar), start, readings)
         rho, reason, notes = chosen(found)
+        notes.append(START_ONLY)
         if look.base.value <= 2 * look.base.error:
             notes.append("without a perturbation too, the gradients of different batches hardly agree: the radius is "
                          "uncertain")  # fmt: skip
