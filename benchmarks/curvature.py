@@ -287,9 +287,13 @@ def measured(size: Size, method: str, cache: Path | None, record: dict[str, Any]
     data = load_data("fashion-mnist")
     batch = (data.train_inputs[: size.images].contiguous(), data.train_labels[: size.images])
     judge = Exact(model, batch, size.width)
-    record |= {"loss": float(loss_fn(model, batch)), "eigenvalues": {}, "density": {}}
+    record |= {"loss": float(loss_fn(model, batch).detach())}
+    record.setdefault("eigenvalues", {})
+    record.setdefault("density", {})
     with judge.open():
         for name, make in CONTESTANTS.items():
+            if name in record["eigenvalues"]:
+                continue
             rows = []
             for setting, run in make(model, batch).items():
                 turns = []
@@ -314,6 +318,8 @@ def measured(size: Size, method: str, cache: Path | None, record: dict[str, Any]
             record["eigenvalues"][name] = rows
             save()
     for name, run in densities(model, batch, size.steps).items():
+        if name in record["density"]:
+            continue
         turns = []
         for _ in range(size.turns):
             before = gradient_seconds(model, batch, 3)
@@ -321,6 +327,8 @@ def measured(size: Size, method: str, cache: Path | None, record: dict[str, Any]
             seconds, _ = processor_time(run)
             model.zero_grad()
             turns.append(2 * seconds / (before + gradient_seconds(model, batch, 3)))
+            if turns[0] > LONG:
+                break
         record["density"][name] = {"cost": statistics.median(turns), "turns": turns, "steps": size.steps}
         show(f"{method:4s} density: {name:21s} {size.steps:4d} steps {record['density'][name]['cost']:8.1f}")
         save()
@@ -369,6 +377,11 @@ def main() -> None:
         "torch": torch.__version__, "machine": platform.machine(), "size": vars(size), "targets": TARGETS,
         "networks": {},
     }  # fmt: skip
+
+    if given.out is not None and given.out.exists():
+        held = json.loads(given.out.read_text())
+        if held["size"] == {**vars(size), "turns": held["size"]["turns"]}:
+            record["networks"] = held["networks"]  # go on where an earlier run stopped
 
     def save() -> None:
         if given.out is not None:
