@@ -36,6 +36,8 @@ GRID = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 # An adaptive ball wants radii about ten times larger; a ball along the momentum is not comparable.
 GRIDS = {"sam": GRID, "asam": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0), "msam": (0.1, 0.3, 1.0, 2.0, 3.0, 6.0, 10.0)}
 BASE, SUGGESTED = "base", "suggested"
+LEAST = 3
+"""Seeds from which a radius of the grid is judged: the best of many from two would be luck."""
 
 
 def _fashion(**settings: Any) -> CompareConfig:
@@ -121,8 +123,8 @@ def missing(tasks: list[str], seeds: int, grid_seeds: int) -> Iterator[tuple[str
 def table(tasks: list[str]) -> str:
     """Write the table."""
     lines = [
-        "| task | method | base | best of the grid | suggested | its radii | gain kept | suggested minus base |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | method | base | grid | best of the grid | suggested | its radii | gain kept | suggested minus base |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for task in tasks:
         record = Record(task)
@@ -131,7 +133,7 @@ def table(tasks: list[str]) -> str:
             ours = record.scores(method, SUGGESTED)
             grid = {rho: record.scores(method, rho) for rho in GRIDS[method]}
             common = sorted(set(base) & set(ours))
-            complete = {rho: runs for rho, runs in grid.items() if runs}
+            complete = {rho: runs for rho, runs in grid.items() if len(runs) >= LEAST}
             if not common or not complete:
                 continue
             # Every radius is judged against the base from the seeds that it has itself.
@@ -152,6 +154,7 @@ def table(tasks: list[str]) -> str:
                 task,
                 method,
                 _written(list(base.values()), digits),
+                ", ".join(f"{rho:g}" for rho in complete),
                 f"{best:g}: {_written(list(runs.values()), digits)}",
                 _written([ours[s] for s in common], digits),
                 f"{radii[0]:g} to {radii[-1]:g}",
