@@ -259,3 +259,22 @@ def test_the_result_can_be_written_and_read():
     assert "products" in str(result)
     assert result.cost.gradient_evaluations == pytest.approx(2 * result.products + 2 + 6 * 8 / 12, abs=1.5)
     assert eigenvalues_of(make("mlp"), 2).ratio != eigenvalues_of(make("mlp"), 2).ratio
+
+
+@pytest.mark.parametrize(("restarted", "inexact"), [(False, 0.3), (True, 0.0)])
+def test_residuals_are_true_where_products_are_inexact_or_after_a_restart(restarted, inexact):
+    # Inexact as with finite differences: the product is that of a matrix which is not quite symmetric.
+    drawn = torch.randn(2, 30, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    matrix = drawn[0] + drawn[0].T + inexact * drawn[1]
+    start = start_vector(30, 0, ("start",), torch.empty(0, dtype=torch.float64))
+    run = Lanczos(lambda v: matrix @ v, start, 14, 0)
+    for _ in range(12):
+        run.step()
+    if restarted:
+        run.restart(run.ritz().vectors[:, :5])
+        for _ in range(4):
+            run.step()
+    ritz = run.ritz()
+    vectors = run.vectors(ritz.vectors)
+    true = (vectors @ matrix.T - ritz.values[:, None] * vectors).norm(dim=1)
+    torch.testing.assert_close(ritz.residuals, true, rtol=1e-9, atol=1e-10)

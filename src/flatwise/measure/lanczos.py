@@ -5,7 +5,8 @@ From a start vector it builds an orthonormal basis V, one product at a time, wit
 enough: Giraud, Langou, Rozloznik and van den Eshof, 2005). B is kept as it was measured, so the length of
 ``A y - theta y`` for a Ritz vector ``y = V s`` is known exactly, without a product: the root of
 ``|(B - theta) s|^2 + (beta s_m)^2``. That holds for inexact products as well, and after a restart (Wu and Simon, 2000),
-which keeps the wanted Ritz vectors.
+which keeps the wanted Ritz vectors. For both together it leaves out what the first term was for the vectors that were
+kept, which is as small as the products are nearly symmetric.
 """
 
 from __future__ import annotations
