@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatwise.errors import UserError
-from flatwise.measure.data import first_samples, read_batches
+from flatwise.measure.data import read_batches
 from flatwise.measure.problem import Problem
 from flatwise.measure.result import digits, plain
 from flatwise.measure.select import selected
@@ -63,13 +63,6 @@ def test_anything_else_that_can_be_iterated_is_a_series(data):
 def test_what_is_no_data_is_refused(data, message):
     with pytest.raises(UserError, match=message):
         read_batches(data)
-
-
-def test_the_first_samples_are_cut_out_of_batches():
-    taken = first_samples(pairs(), 6)
-    assert [len(y) for _, y in taken] == [4, 2]
-    assert torch.equal(torch.cat([x for x, _ in taken]), X[:6])
-    assert sum(len(y) for _, y in first_samples(pairs(), 100)) == 11
 
 
 @pytest.mark.parametrize("micro", [None, 1, 3, 100])

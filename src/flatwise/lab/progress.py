@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from flatwise.measure.progress import bars
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -29,7 +31,9 @@ class Bars:
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         if shown and sys.stderr.isatty():
-            self._progress = _bars()
+            from rich.progress import TaskProgressColumn
+
+            self._progress = bars(TaskProgressColumn())  # what stays on the screen is the table
             total = sum(epochs * weights[name] for name, epochs in plan.items())
             self._whole = self._progress.add_task("all", total=total)
             self._bars = {name: self._progress.add_task(name, total=epochs) for name, epochs in plan.items()}
@@ -61,27 +65,3 @@ class Bars:
             self._reached[event["task"]] = event["epoch"]
             self._progress.advance(self._bars[name], steps)
             self._progress.advance(self._whole, steps * self._weights[name])
-
-
-def _bars() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        # What stays on the screen is the table.
-        transient=True,
-    )

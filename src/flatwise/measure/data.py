@@ -85,23 +85,3 @@ def cut(batches: Iterable[Any], micro_batch_size: int | None) -> tuple[list[Part
             part = batch if stop - start == samples else narrow(batch, start, stop)
             parts.append(Part(part, stop - start, len(parts)))
     return parts, counted
-
-
-def first_samples(batches: Iterable[Any], samples: int) -> list[Any]:
-    """Take the first samples.
-
-    Args:
-        batches: batches whose samples can be counted.
-        samples: how many.
-
-    Returns:
-        Batches with ``samples`` samples together, or all where there are fewer.
-    """
-    taken: list[Any] = []
-    for batch in batches:
-        here = count(batch)
-        if samples <= 0:
-            break
-        taken.append(batch if here <= samples else narrow(batch, 0, samples))
-        samples -= here
-    return taken

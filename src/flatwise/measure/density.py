@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from flatwise.errors import UserError
 from flatwise.files import read_json, write_json
-from flatwise.measure.hessian import fingerprint
+from flatwise.measure.fingerprint import fingerprint
 from flatwise.measure.lanczos import Lanczos, start_vector
 from flatwise.measure.problem import Mode, Problem
 from flatwise.measure.products import Matrix, Product, Products

@@ -5,7 +5,6 @@ One Lanczos run (see ``lanczos.py``) that looks after every product whether the 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.nn import Module
 
 from flatwise.errors import UserError, nearest
 from flatwise.files import write_atomically
+from flatwise.measure.fingerprint import fingerprint
 from flatwise.measure.lanczos import Lanczos, Ritz, order, start_vector
 from flatwise.measure.memory import free_memory
 from flatwise.measure.problem import Mode, Problem
@@ -397,18 +397,3 @@ class Resume:
             write_atomically(self._path, lambda file: torch.save(state, file))
             self._took = time.monotonic() - begin
         self._last = time.monotonic()
-
-
-def fingerprint(tensors: list[Tensor]) -> str:
-    """Make one short text of tensors.
-
-    Args:
-        tensors: any.
-
-    Returns:
-        Different where a bit is.
-    """
-    together = hashlib.sha256()
-    for tensor in tensors:
-        together.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())
-    return together.hexdigest()

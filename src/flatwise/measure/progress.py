@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 PATIENCE = 2.0
 """Seconds before anything is shown."""
@@ -57,19 +57,25 @@ class Bar:
 
     def _begin(self) -> None:
         try:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            self._progress = bars()
         except ImportError:
             self._shown = False
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
         self._task = self._progress.add_task(self._label, total=self._total, completed=int(self._done))
         self._progress.start()
+
+
+def bars(*more: ProgressColumn) -> Progress:
+    """Make bars on standard error that leave nothing on the screen.
+
+    Args:
+        *more: columns between the bar and the time.
+
+    Returns:
+        Bars without a task.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn(), TextColumn("left"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)

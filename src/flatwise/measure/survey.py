@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flatwise.batching import map_tensors
 from flatwise.errors import UserError
+from flatwise.measure.fingerprint import bits
 from flatwise.measure.landscape_result import EVALUATED, INTERPOLATED, Landscape, Mark, Track
 from flatwise.measure.progress import Bar
 from flatwise.measure.refine import Found, Index, Plan, refined
@@ -214,11 +215,11 @@ def fingerprint_of(sheets: Sequence[Sheet], settings: tuple[Any, ...]) -> str:
     total = hashlib.sha256(repr(settings).encode())
     for sheet in sheets:
         for tensor in sheet.tensors():
-            total.update(_bytes(tensor))
+            total.update(bits(tensor))
     for part in sheets[0].problem.parts:
 
         def add(leaf: Tensor) -> Tensor:
-            total.update(_bytes(leaf))
+            total.update(bits(leaf))
             return leaf
 
         map_tensors(part.batch, add)
@@ -229,10 +230,6 @@ def fingerprint_of(sheets: Sequence[Sheet], settings: tuple[Any, ...]) -> str:
         torch.distributed.all_gather_object(everyone, mine[0], group=group)
         mine = everyone
     return hashlib.sha256("/".join(mine).encode()).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _difference(held: Landscape, asked: Landscape) -> str:
