@@ -1,0 +1,65 @@
+"""A finished training, brought back: its network and the images that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flatwise.lab.data import load_data
+from flatwise.lab.models import build_model
+from flatwise.lab.split import make_split
+from flatwise.lab.train.config import TrainConfig
+from flatwise.seeds import derive
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a measure looks at.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        inputs: training images as the network sees them without augmentation, the held-out ones left out.
+        labels: the labels that it was trained with.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+
+    def batches(self, size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Cut the first training images into batches.
+
+        Args:
+            size: images in each.
+            count: how many batches.
+
+        Returns:
+            Images and labels; fewer where there are not so many images.
+        """
+        rows = list(zip(self.inputs.split(size), self.labels.split(size), strict=True))[:count]
+        return [row for row in rows if len(row[1]) == size]
+
+
+def load_trained(config: TrainConfig, epoch: int | None = None) -> Trained:
+    """Build the network as a training left it.
+
+    Args:
+        config: of the training, which has finished.
+        epoch: after which the weights were kept; None: the last.
+
+    Returns:
+        Network and images.
+    """
+    data = load_data(config.dataset, config.data_root)
+    split = make_split(
+        data, config.seed, train_size=config.train_size, validation_share=config.val_fraction,
+        label_noise=config.label_noise,
+    )  # fmt: skip
+    model = build_model(config.model, data.train_inputs.shape[-1], data.classes, derive(config.seed, "weights"))
+    folder = Path(config.out) / config.folder_name()
+    path = folder / ("weights.pt" if epoch is None else f"weights-epoch{epoch}.pt")
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return Trained(model.eval(), split.inputs, split.labels)
