@@ -1,0 +1,172 @@
+"""One step of training, and what a step needs: model, samples, optimizer, learning rate, average.
+
+Whatever a step draws depends on the seed and on the number of the step alone (the order on the epoch, an image's
+augmentation on the epoch and the image). So a training that continues at any step needs no saved random state.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from flatwise.errors import UserError
+from flatwise.lab.models import build_model
+from flatwise.lab.train.config import TrainConfig
+from flatwise.lab.train.distributed import World
+from flatwise.lab.train.ema import Average
+from flatwise.lab.train.loss import Batch, Loss
+from flatwise.lab.train.optimizer import build_optimizer, decayed, parse_train_method
+from flatwise.lab.train.samples import Samples
+from flatwise.lab.train.schedule import relative_rate
+from flatwise.seeds import derive, stream
+
+
+class Trainer:
+    """A model, its samples and its optimizer.
+
+    Args:
+        config: the settings.
+        samples: what is trained on.
+        world: the processes.
+
+    Raises:
+        UserError: settings that do not fit the data or the processes.
+    """
+
+    def __init__(self, config: TrainConfig, samples: Samples, world: World) -> None:
+        self.config, self.samples, self.world = config, samples, world
+        self.method = parse_train_method(config)
+        self.batch_size = min(config.batch_size, len(samples.training))
+        if self.batch_size % world.size:
+            raise UserError(f"--batch-size {self.batch_size} cannot be divided among {world.size} processes")
+        self.share = self.batch_size // world.size
+        if self.share < config.accumulate:
+            raise UserError(f"--accumulate {config.accumulate} is more than the {self.share} images of a process")
+        self.steps_per_epoch = len(samples.training) // self.batch_size
+        self.total_steps = config.steps or config.epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.warmup_steps = round(config.warmup * self.steps_per_epoch)
+        if self.warmup_steps >= self.total_steps:
+            raise UserError(f"--warmup {config.warmup:g} epochs leaves none of the {self.total_steps} steps")
+        self.module = self._build()
+        self.model = world.prepare(self.module)
+        self.optimizer = build_optimizer(
+            config,
+            self.method,
+            self.model,
+            total_steps=self.total_steps,
+            train_size=len(samples.training),
+            batch_size=self.share,
+            scaler=world.scaler,
+        )
+        if config.accumulate > 1 and self.method.variant is not None and self._cuts:
+            raise UserError(
+                f"--accumulate {config.accumulate} with method {self.method.name!r}, which cuts the batch itself: "
+                "leave --accumulate out"
+            )
+        decay = config.weight_decay if config.decay_in_loss else 0.0
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.loss = Loss(self.model, config.label_smoothing, decayed(config, trained), decay)
+        self.loss.reduction = "none" if self.optimizer.wants_sample_losses else "mean"
+        self.average = Average(self.module, config.ema) if config.ema else None
+        self.order = lru_cache(maxsize=1)(self._order)
+
+    def _build(self) -> nn.Module:
+        config = self.config
+        seed = derive(config.seed, "weights")
+        module = build_model(config.model, self.samples.shape[-1], self.samples.classes, seed)
+        module.to(self.world.device)
+        if config.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if config.compile:
+            module.compile()
+        return module
+
+    @property
+    def _cuts(self) -> bool:
+        batching = getattr(self.optimizer, "_batching", None)
+        return batching is None or batching.splits
+
+    @property
+    def effective_m(self) -> int:
+        """The samples of a process that share one perturbation."""
+        return min(int(self.method.options.get("micro_batch_size", self.share)), self.share)
+
+    def begin_epoch(self) -> None:
+        """Put the model into the mode of training."""
+        self.model.train()
+        if self.config.freeze_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.samples.training), generator=stream(self.config.seed, "order", epoch))
+
+    def batch(self, step: int) -> Batch:
+        """Gather this process's share of a step's batch.
+
+        Args:
+            step: counted from 0 over the whole training.
+
+        Returns:
+            Images, and labels or a probability for each class.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        positions = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        positions = self.world.share(positions)
+        images = self.samples.augmented(self.config, positions, epoch).to(self.world.device)
+        labels = self.samples.labels[positions].to(self.world.device)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: counted from 0 over the whole training.
+
+        Returns:
+            The rate.
+        """
+        return self.config.lr * relative_rate(self.config, step, self.warmup_steps, self.total_steps)
+
+    def step(self, step: int) -> Tensor:
+        """Take one step.
+
+        Args:
+            step: counted from 0 over the whole training.
+
+        Returns:
+            The loss at the weights before it, of this process's samples.
+        """
+        batch = self.batch(step)
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rank = (self.world.rank,) if self.world.rank else ()
+        torch.manual_seed(derive(self.config.seed, "dropout", step, *rank))
+        loss: Tensor
+        if self.config.accumulate == 1:
+            loss = self.optimizer.step(self.loss, batch)
+        else:
+            loss = self.optimizer.step([partial(self._part, part, len(batch[0])) for part in self._parts(batch)])
+        if self.world.scaler is not None:
+            self.world.scaler.update()
+        if self.average is not None:
+            self.average.update(step)
+        return loss
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        pieces = (torch.tensor_split(tensor, self.config.accumulate) for tensor in batch)
+        return list(zip(*pieces, strict=True))
+
+    def _part(self, part: Batch, whole: int) -> Tensor:
+        loss = self.loss(part) * (len(part[0]) / whole)
+        scaler = self.world.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return loss.detach()
