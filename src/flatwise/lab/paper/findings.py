@@ -11,7 +11,7 @@ from flatwise.lab.paper.record import Record
 from flatwise.lab.paper.study import ACCURACY, Arm, Claim, Setting
 from flatwise.lab.paper.tables import table as paper_table
 from flatwise.lab.paper.verdicts import Verdict, judge_more, judge_same, together
-from flatwise.lab.statistics import Estimate, paired_difference
+from flatwise.lab.statistics import Estimate, estimate, paired_difference
 
 POINTS = 100
 """Accuracies are shares in the records and points in the tables."""
@@ -79,12 +79,14 @@ class Findings:
     """All that follows from a record.
 
     Attributes:
+        quantity: what the cells hold.
         columns: the settings.
         rows: the methods.
         claims: with their verdicts.
         ranks: rank correlation of measured quantities with the generalisation gap, by key.
     """
 
+    quantity: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     claims: tuple[Judged, ...]
@@ -107,6 +109,7 @@ def find(record: Record) -> Findings:
     if ranks:
         claims.append(_ranks_rise(record, ranks))
     return Findings(
+        quantity="test error, %" if _errors(record) else "test accuracy, %",
         columns=tuple(setting.name for setting in study.settings),
         rows=tuple(_row(record, name) for name in names),
         claims=tuple(claims),
@@ -114,20 +117,20 @@ def find(record: Record) -> Findings:
     )
 
 
-def scaled(estimate: Estimate | None, by: float) -> Estimate | None:
+def scaled(value: Estimate | None, by: float) -> Estimate | None:
     """Change the unit of an estimate.
 
     Args:
-        estimate: in the old unit.
+        value: in the old unit.
         by: new units in an old one.
 
     Returns:
         In the new unit.
     """
-    if estimate is None or by == 1:
-        return estimate
-    half = None if estimate.ci95 is None else by * estimate.ci95
-    return replace(estimate, per_seed=[by * value for value in estimate.per_seed], mean=by * estimate.mean, ci95=half)
+    if value is None or by == 1:
+        return value
+    half = None if value.ci95 is None else abs(by) * value.ci95
+    return replace(value, per_seed=[by * one for one in value.per_seed], mean=by * value.mean, ci95=half)
 
 
 def _row(record: Record, name: str) -> Row:
@@ -147,20 +150,24 @@ def _row(record: Record, name: str) -> Row:
     return Row(name, tuple(cells), tuple(quantities), tuple(choices), _mean(gradients), _mean(seconds))
 
 
+def _errors(record: Record) -> bool:
+    """Whether the cells hold errors, as the paper's table does, and not accuracies."""
+    return record.study.table is not None and paper_table(record.study.table).better == "lower"
+
+
 def _cell(record: Record, setting: Setting, arm: Arm) -> Cell:
-    study = record.study
+    study, errors = record.study, _errors(record)
     versus = study.versus or setting.arms[0].name
-    ours = scaled(record.mean(setting.name, arm.name), POINTS)
+    accuracies = record.values(setting.name, arm.name)
+    ours = accuracies and estimate([POINTS * (1 - value if errors else value) for value in accuracies])
     printed, other = _printed(record, setting, arm), _printed(record, setting, setting.arm(versus))
     text = None if printed is None else printed[1]
     if arm.name == versus:
-        return Cell(text, ours, None, None)
-    difference = scaled(record.difference(setting.name, arm.name, versus), POINTS)
-    if printed is None or other is None or printed[0] == other[0]:
-        return Cell(text, ours, difference, None)
-    # The paper prints errors or accuracies; ours are accuracies.
-    up = (printed[0] > other[0]) == (study.table is None or paper_table(study.table).better == "higher")
-    return Cell(text, ours, difference, judge_more(difference if up else scaled(difference, -1)))
+        return Cell(text, ours or None, None, None)
+    difference = scaled(record.difference(setting.name, arm.name, versus), -POINTS if errors else POINTS)
+    if printed is None or other is None or printed[0] == other[0] or not study.signed:
+        return Cell(text, ours or None, difference, None)
+    return Cell(text, ours or None, difference, judge_more(scaled(difference, 1 if printed[0] > other[0] else -1)))
 
 
 def _printed(record: Record, setting: Setting, arm: Arm) -> tuple[float, str] | None:
@@ -189,7 +196,9 @@ def _ranks_rise(record: Record, ranks: Mapping[str, Estimate]) -> Judged:
     difference = paired_difference(ranks[first].per_seed, ranks[last].per_seed)
     text = "The smaller m, the better m-sharpness ranks the trained networks by their generalisation gap"
     verdict = judge_more(difference)
-    return Judged(text, "Figure 3 right", verdict, (("Kendall's tau, m = 1 minus the largest", difference, verdict),), "")
+    return Judged(
+        text, "Figure 3 right", verdict, (("Kendall's tau, m = 1 minus the largest", difference, verdict),), ""
+    )
 
 
 def _unit(key: str) -> float:

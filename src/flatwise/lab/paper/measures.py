@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn import functional
 from flatwise import measure
 from flatwise.files import read_json, write_json
 from flatwise.lab.paper.trained import Trained, load_trained
-from flatwise.lab.train.config import TrainConfig
+from flatwise.lab.train import TrainConfig, train
+from flatwise.lab.train.folder import TrainFolder
 
 Values = dict[str, float]
 Batch = tuple[Tensor, Tensor]
@@ -106,7 +108,7 @@ def by_size(config: TrainConfig) -> Values:
     )  # fmt: skip
     values = {f"m_sharpness_{m}": result.row(f"m_sharpness_{m}").value for m in SIZES}
     with torch.no_grad():
-        logits = torch.cat([trained.model(part) for part in trained.inputs.split(512)])
+        logits = torch.cat([trained.model(part) for part in torch.split(trained.inputs, 512)])
     accuracy = float((logits.argmax(dim=1) == trained.labels).double().mean())
     test = read_json(Path(config.out) / config.folder_name() / "result.json")["test_accuracy"]
     return {**values, "train_accuracy": accuracy, "gap": accuracy - test}
@@ -122,6 +124,7 @@ def by_epoch(config: TrainConfig) -> Values:
         The cosine after each kept epoch, the mean over those of the first half, and that at the end.
     """
     rho = COMMON_RHO if config.rho is None else config.rho
+    _keep_weights(config)
     cosines = {}
     for epoch in (*config.kept_epochs, config.epochs):
         trained = load_trained(config, None if epoch == config.epochs else epoch)
@@ -130,6 +133,13 @@ def by_epoch(config: TrainConfig) -> Values:
     first_half = [value for epoch, value in cosines.items() if 0 < epoch <= config.epochs / 2]
     summary = {"cosine_first_half": _mean(first_half), "cosine_end": cosines[config.epochs]}
     return {**{f"cosine_{epoch}": value for epoch, value in cosines.items()}, **summary}
+
+
+def _keep_weights(config: TrainConfig) -> None:
+    """Train again, to the same bits, where the first time no weights were kept between the epochs."""
+    folder = TrainFolder(Path(config.out) / config.folder_name())
+    if not all(folder.kept_weights(epoch).exists() for epoch in config.kept_epochs):
+        train(replace(config, fresh=True))
 
 
 def cosine_of_updates(model: nn.Module, batch: Batch, rho: float) -> float:

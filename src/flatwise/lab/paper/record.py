@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flatwise.lab.paper.protocol import Fields, Result, Run, choose, held_out
-from flatwise.lab.paper.study import ACCURACY, Study
+from flatwise.lab.paper.protocol import Result, Run, choose, held_out
+from flatwise.lab.paper.study import ACCURACY, Fields, Study
 from flatwise.lab.statistics import Estimate, estimate, paired_difference
 from flatwise.lab.train.config import NOT_PART_OF_THE_RESULT, TrainConfig
 
@@ -142,9 +142,8 @@ class Record:
         """
         lines = self.reported(setting, arm)
         found = [line.get(of) if of in line else line.get("measured", {}).get(of) for line in lines]
-        if not found or any(value is None for value in found):
-            return None
-        return [float(value) for value in found]
+        known = [float(value) for value in found if value is not None]
+        return known if known and len(known) == len(found) else None
 
     def mean(self, setting: str, arm: str, of: str = ACCURACY) -> Estimate | None:
         """Estimate a quantity of an arm.

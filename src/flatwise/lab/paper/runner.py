@@ -1,18 +1,18 @@
-"""Running a study: what has finished is read, what is missing is trained side by side, and it may be stopped anywhere."""
+"""Running a study: what has finished is read, what is missing is trained side by side; it may be stopped anywhere."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from flatwise.files import read_json, write_json
 from flatwise.lab.paper.measures import measured
-from flatwise.lab.paper.protocol import Result, Run, plan
+from flatwise.lab.paper.protocol import Run, plan
 from flatwise.lab.paper.record import Line, Record, line_of
 from flatwise.lab.paper.study import Study
 from flatwise.lab.paper.tasks import measurement, perform, result_of, training
@@ -76,22 +76,34 @@ def run_study(study: Study, place: Place, names: Sequence[str] = ()) -> Record:
         The record of all its trainings.
     """
     place.trainings.mkdir(parents=True, exist_ok=True)
-    left = _Left(study, place, names)
-    while True:
-        runs = plan(study, result_of, place.trainings, names)
-        tasks: list[Task] = [training(config) for config in _missing(runs)]
-        if not tasks and study.measure is not None:
-            tasks = [measurement(study.measure, config) for config in _unmeasured(study, runs)]
-        if not tasks:
-            return record_of(study, runs)
-        begun = time.monotonic()
-        try:
-            workers = min(place.workers, len(tasks))
-            with Workers("flatwise.lab.paper.worker", {}, perform, place.log, workers, left) as pool:
-                pool.run(tasks)
-        finally:
-            before = (read_json(place.clock(study)) or {}).get("seconds", 0.0)
-            write_json(place.clock(study), {"seconds": before + time.monotonic() - begun})
+    with _Left(study, place, names) as left:
+        while True:
+            runs = plan(study, result_of, place.trainings, names)
+            tasks: list[Task] = [training(config) for config in _missing(runs)]
+            if not tasks and study.measure is not None:
+                tasks = [measurement(study.measure, config) for config in _unmeasured(study, runs)]
+            if not tasks:
+                return record_of(study, runs)
+            begun = time.monotonic()
+            try:
+                workers = min(place.workers, len(tasks))
+                with Workers("flatwise.lab.paper.worker", {}, perform, place.log, workers, left) as pool:
+                    pool.run(tasks)
+            finally:
+                write_json(place.clock(study), {"seconds": wall_seconds(study, place) + time.monotonic() - begun})
+
+
+def wall_seconds(study: Study, place: Place) -> float:
+    """Say how long a study has run, over all its interruptions; trainings that another study made do not count.
+
+    Args:
+        study: which.
+        place: where.
+
+    Returns:
+        Seconds.
+    """
+    return float((read_json(place.clock(study)) or {}).get("seconds", 0.0))
 
 
 def collect(study: Study, place: Place, names: Sequence[str] = ()) -> Record:
@@ -157,7 +169,7 @@ def work(config: TrainConfig) -> float:
         passes = 1.0 + float(window[2]) - float(window[1])
     m = config.m
     if m is not None and m < config.batch_size:
-        passes *= 1 + 16 / m  # small passes waste most of their time
+        passes *= 1 + 7 / m  # small passes waste most of their time
     return passes * config.epochs * (config.train_size or 60_000) / 1000
 
 
@@ -176,6 +188,15 @@ class _Left:
         self._begun = time.monotonic()
         self._bar = Bar(study.name, self._total, shown=place.shown)
         self._bar.advance(self._done)
+
+    def __enter__(self) -> _Left:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
         if event["event"] != "done" or "measure" in event["task"]:

@@ -104,7 +104,8 @@ class Study:
         settings: what is trained.
         claims: what is to be decided.
         table: name of the paper's table, where it prints one of this shape.
-        versus: the arm that every other one of a table is compared with.
+        versus: the arm that every other one of a table is compared with; None: the base.
+        signed: whether each cell is to have the sign of the paper's difference.
         measure: what is measured of the trained weights (a name in ``measures.py``).
         quantities: what the table shows beside the accuracy: key of what was measured, and heading.
         rank: key of measured values whose rank correlation with the generalisation gap is taken, over the arms.
@@ -121,6 +122,7 @@ class Study:
     claims: tuple[Claim, ...]
     table: str | None = None
     versus: str | None = None
+    signed: bool = True
     measure: str | None = None
     quantities: tuple[tuple[str, str], ...] = ()
     rank: tuple[str, ...] = ()

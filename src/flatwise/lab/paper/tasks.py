@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from flatwise.files import read_json
+from flatwise.errors import TrainingError
+from flatwise.files import read_json, write_json
 from flatwise.lab.paper.measures import measure_trained
 from flatwise.lab.pool import Task
 from flatwise.lab.tasks import Event
 from flatwise.lab.train import TrainConfig, train
 from flatwise.lab.train.config import train_config_from
+
+BROKEN = "broken.json"
+"""Left by a training whose loss did not stay finite: a result too, and the worst of all."""
 
 
 def result_of(config: TrainConfig) -> dict[str, Any] | None:
@@ -26,8 +30,12 @@ def result_of(config: TrainConfig) -> dict[str, Any] | None:
     Returns:
         The result, or None where it has not finished.
     """
-    found = read_json(Path(config.out) / config.folder_name() / "result.json")
-    return found if isinstance(found, dict) else None
+    folder = Path(config.out) / config.folder_name()
+    found = read_json(folder / "result.json")
+    if isinstance(found, dict) and found.get("finished"):
+        return found
+    broken = read_json(folder / BROKEN)
+    return broken if isinstance(broken, dict) else None
 
 
 def training(config: TrainConfig) -> Task:
@@ -71,6 +79,13 @@ def perform(task: Task, send: Callable[[Event], None]) -> None:
             if "measure" in task:
                 measure_trained(task["measure"], config)
             else:
-                train(config, lambda record: send({"event": "epoch", "epoch": record["epoch"]}))
+                _train(config, send)
     finally:
         torch.set_num_threads(threads)
+
+
+def _train(config: TrainConfig, send: Callable[[Event], None]) -> None:
+    try:
+        train(config, lambda record: send({"event": "epoch", "epoch": record["epoch"]}))
+    except TrainingError as error:
+        write_json(Path(config.out) / config.folder_name() / BROKEN, {"broken": str(error), "test_accuracy": None})

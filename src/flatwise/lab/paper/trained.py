@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flatwise.lab.data import load_data
 from flatwise.lab.models import build_model
-from flatwise.lab.split import make_split
 from flatwise.lab.train.config import TrainConfig
+from flatwise.lab.train.folder import TrainFolder
+from flatwise.lab.train.samples import load_samples
 from flatwise.seeds import derive
 
 
@@ -39,7 +39,7 @@ class Trained:
         Returns:
             Images and labels; fewer where there are not so many images.
         """
-        rows = list(zip(self.inputs.split(size), self.labels.split(size), strict=True))[:count]
+        rows = list(zip(torch.split(self.inputs, size), torch.split(self.labels, size), strict=True))[:count]
         return [row for row in rows if len(row[1]) == size]
 
 
@@ -53,13 +53,10 @@ def load_trained(config: TrainConfig, epoch: int | None = None) -> Trained:
     Returns:
         Network and images.
     """
-    data = load_data(config.dataset, config.data_root)
-    split = make_split(
-        data, config.seed, train_size=config.train_size, validation_share=config.val_fraction,
-        label_noise=config.label_noise,
-    )  # fmt: skip
-    model = build_model(config.model, data.train_inputs.shape[-1], data.classes, derive(config.seed, "weights"))
-    folder = Path(config.out) / config.folder_name()
-    path = folder / ("weights.pt" if epoch is None else f"weights-epoch{epoch}.pt")
+    samples = load_samples(config)
+    model = build_model(config.model, samples.shape[-1], samples.classes, derive(config.seed, "weights"))
+    folder = TrainFolder(Path(config.out) / config.folder_name())
+    path = folder.weights if epoch is None else folder.kept_weights(epoch)
     model.load_state_dict(torch.load(path, weights_only=True))
-    return Trained(model.eval(), split.inputs, split.labels)
+    inputs = samples.plain("training", torch.arange(len(samples.labels)))
+    return Trained(model.eval(), inputs, samples.labels)
