@@ -88,4 +88,6 @@ def _train(config: TrainConfig, send: Callable[[Event], None]) -> None:
     try:
         train(config, lambda record: send({"event": "epoch", "epoch": record["epoch"]}))
     except TrainingError as error:
-        write_json(Path(config.out) / config.folder_name() / BROKEN, {"broken": str(error), "test_accuracy": None})
+        folder = Path(config.out) / config.folder_name()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / BROKEN, {"broken": str(error), "test_accuracy": None})
