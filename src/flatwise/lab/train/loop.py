@@ -7,20 +7,23 @@ augmentation on the epoch and the image). So a training that continues at any st
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from flatwise.errors import UserError
-from flatwise.lab.models import build_model
 from flatwise.lab.train.config import TrainConfig
 from flatwise.lab.train.distributed import World
 from flatwise.lab.train.ema import Average
 from flatwise.lab.train.loss import Batch, Loss
+from flatwise.lab.train.network import new_model
 from flatwise.lab.train.optimizer import build_optimizer, decayed, parse_train_method
 from flatwise.lab.train.samples import Samples
 from flatwise.lab.train.schedule import relative_rate
+from flatwise.lab.train.tensors import whole
 from flatwise.seeds import derive, stream
 
 
@@ -60,6 +63,7 @@ class Trainer:
             total_steps=self.total_steps,
             train_size=len(samples.training),
             batch_size=self.share,
+            sync_ascent=world.sync_ascent,
             scaler=world.scaler,
         )
         if config.accumulate > 1 and self.method.variant is not None and self._cuts:
@@ -69,21 +73,42 @@ class Trainer:
             )
         decay = config.weight_decay if config.decay_in_loss else 0.0
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.loss = Loss(self.model, config.label_smoothing, decayed(config, trained), decay)
+        self.loss = Loss(self.forward, config.label_smoothing, decayed(config, trained), decay)
         self.loss.reduction = "none" if self.optimizer.wants_sample_losses else "mean"
         self.average = Average(self.module, config.ema) if config.ema else None
         self.order = lru_cache(maxsize=1)(self._order)
 
     def _build(self) -> nn.Module:
-        config = self.config
-        seed = derive(config.seed, "weights")
-        module = build_model(config.model, self.samples.shape[-1], self.samples.classes, seed)
-        module.to(self.world.device)
-        if config.channels_last:
+        module = new_model(self.config, self.samples).to(self.world.device)
+        if self.config.channels_last:
             module.to(memory_format=torch.channels_last)
-        if config.compile:
+        if self.config.compile:
             module.compile()
         return module
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Let the network be what is evaluated while the block runs: the average, where there is one.
+
+        Yields:
+            Nothing.
+        """
+        with nullcontext() if self.average is None else self.average.in_place():
+            yield
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Gather weights and buffers; every process must call it.
+
+        Returns:
+            The state of the network, as copies.
+        """
+        self.world.spread(list(self.module.buffers()))
+        return {name: whole(value).clone() for name, value in self.module.state_dict().items()}
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self.module.parameters())
 
     @property
     def _cuts(self) -> bool:
@@ -92,8 +117,23 @@ class Trainer:
 
     @property
     def effective_m(self) -> int:
-        """The samples of a process that share one perturbation."""
+        """The samples of one perturbation."""
+        if self.world.size > 1 and not self.world.local:
+            return self.batch_size
         return min(int(self.method.options.get("micro_batch_size", self.share)), self.share)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run the network in the precision of the passes.
+
+        Args:
+            images: (images, channels, height, width).
+
+        Returns:
+            (images, classes).
+        """
+        with self.world.accelerator.autocast():
+            logits: Tensor = self.model(images)
+        return logits
 
     def begin_epoch(self) -> None:
         """Put the model into the mode of training."""
@@ -120,9 +160,20 @@ class Trainer:
         positions = self.world.share(positions)
         images = self.samples.augmented(self.config, positions, epoch).to(self.world.device)
         labels = self.samples.labels[positions].to(self.world.device)
+        if self.config.mixup or self.config.cutmix:
+            key = derive(self.config.seed, "mix", step, *self._rank)
+            mixing = {"mixup": self.config.mixup, "cutmix": self.config.cutmix, "key": key}
+            from flatwise.lab.augment import mix  # type: ignore[attr-defined]
+
+            images, labels = mix(images, labels, self.samples.classes, **mixing)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
+
+    @property
+    def _rank(self) -> tuple[int, ...]:
+        """What keeps apart the draws of processes; the first one draws what a single process does."""
+        return (self.world.rank,) if self.world.rank else ()
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step.
@@ -148,8 +199,7 @@ class Trainer:
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        rank = (self.world.rank,) if self.world.rank else ()
-        torch.manual_seed(derive(self.config.seed, "dropout", step, *rank))
+        torch.manual_seed(derive(self.config.seed, "dropout", step, *self._rank))
         loss: Tensor
         if self.config.accumulate == 1:
             loss = self.optimizer.step(self.loss, batch)

@@ -128,6 +128,8 @@ def load_samples(config: TrainConfig) -> Samples:
     Raises:
         UserError: the sizes leave nothing to train on.
     """
+    set(config.augmentations) <= {"basic"} or _refuse(f"--augment {config.augment}")
+    (config.noise == "symmetric" and config.noise_file is None) or _refuse("--noise asymmetric and --noise-file")
     data = load_data(config.dataset, config.data_root)
     available = len(data.train_labels)
     size = available if config.train_size is None else config.train_size
@@ -142,6 +144,10 @@ def load_samples(config: TrainConfig) -> Samples:
     labels, kind = _noisy(config, true_labels, data.classes)
     record = {"kind": kind, "asked": config.label_noise, **_count(labels, true_labels)}
     return Samples(data, training, validation, labels, true_labels, record)
+
+
+def _refuse(what: str) -> bool:
+    raise UserError(f"{what}: not yet")
 
 
 def _noisy(config: TrainConfig, labels: Tensor, classes: int) -> tuple[Tensor, str]:
