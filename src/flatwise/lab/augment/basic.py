@@ -1,6 +1,6 @@
 """Mirror, pad and crop; cutout: one index or one mask over the whole batch.
 
-The recipe of the paper for small images: mirror half of them, pad by 4 pixels, crop the old size at random; and cutout
+The recipe of the paper for small images: pad by 4 pixels, crop the old size at random, mirror half of them; and cutout
 (DeVries, Taylor 2017, arXiv 1708.04552): blank a square whose centre is any pixel, cut off at the borders.
 """
 
@@ -17,7 +17,7 @@ MIRROR, ROW, COLUMN, CUTOUT_ROW, CUTOUT_COLUMN = range(5)
 
 
 def mirror_and_crop(images: Tensor, keys: Tensor, *, flips: bool, padding: int) -> Tensor:
-    """Mirror each image with probability 1/2 and shift it by up to ``padding`` pixels.
+    """Shift each image by up to ``padding`` pixels, then mirror it with probability 1/2.
 
     Args:
         images: uint8, (batch, channels, height, width).

@@ -77,7 +77,7 @@ def uniform(keys: Tensor, *draws: int) -> Tensor:
     Returns:
         float64, (draws, batch).
     """
-    return _shifted(bits(keys, torch.tensor(draws, device=keys.device)), 11) * 2.0**-53
+    return _shifted(bits(keys, torch.tensor(draws, device=keys.device)), 11).to(torch.float64) * 2.0**-53
 
 
 def below(keys: Tensor, draw: int, bound: int | Tensor) -> Tensor:

@@ -19,7 +19,13 @@ from flatwise.errors import UserError
 
 SHEARS = ("ShearX", "ShearY")
 SHIFTS = ("TranslateX", "TranslateY")
-ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
+# Each with torchvision's name for it.
+ENHANCEMENTS = {
+    "Brightness": "adjust_brightness",
+    "Color": "adjust_saturation",
+    "Contrast": "adjust_contrast",
+    "Sharpness": "adjust_sharpness",
+}
 # These go either way, with a sign that is drawn.
 SIGNED = frozenset((*SHEARS, *SHIFTS, "Rotate", *ENHANCEMENTS))
 LARGEST_SHIFT = 150 / 331  # of the side: Cubuk et al. moved images of 331 pixels by up to 150
@@ -93,23 +99,18 @@ def perform(images: Tensor, one: Operation) -> Tensor:
         # the slope is the tangent of torchvision's angle, about the corner of the image
         angles = [0.0, 0.0]
         angles[SHEARS.index(name)] = math.degrees(math.atan(strength))
-        return functional.affine(images, 0.0, [0, 0], 1.0, angles, center=[0, 0])
-    if name in SHIFTS:
+        result = functional.affine(images, 0.0, [0, 0], 1.0, angles, center=[0, 0])
+    elif name in SHIFTS:
         pixels = [0, 0]
         pixels[SHIFTS.index(name)] = int(strength)
-        return functional.affine(images, 0.0, pixels, 1.0, [0.0, 0.0])
-    kernels = {
-        "Rotate": functional.rotate,
-        "Brightness": functional.adjust_brightness,
-        "Color": functional.adjust_saturation,
-        "Contrast": functional.adjust_contrast,
-        "Sharpness": functional.adjust_sharpness,
-        "Posterize": functional.posterize,
-        "Solarize": functional.solarize,
-    }
-    if name in kernels:
-        argument = 1.0 + strength if name in ENHANCEMENTS else int(strength) if name == "Posterize" else strength
-        return kernels[name](images, argument)
-    return {"AutoContrast": functional.autocontrast, "Equalize": functional.equalize, "Invert": functional.invert}[
-        name
-    ](images)
+        result = functional.affine(images, 0.0, pixels, 1.0, [0.0, 0.0])
+    elif name in ENHANCEMENTS:
+        result = getattr(functional, ENHANCEMENTS[name])(images, 1.0 + strength)
+    elif name == "Posterize":
+        result = functional.posterize(images, int(strength))
+    elif name in ("Rotate", "Solarize"):
+        result = getattr(functional, name.lower())(images, strength)
+    else:
+        result = getattr(functional, name.lower())(images)
+    assert isinstance(result, Tensor)
+    return result
