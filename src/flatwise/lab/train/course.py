@@ -102,7 +102,7 @@ class Course:
         trainer = self._trainer
         number = self.steps // trainer.steps_per_epoch
         end = min((number + 1) * trainer.steps_per_epoch, trainer.total_steps)
-        trainer.begin_epoch()
+        trainer.begin_epoch(self.steps)
         start = time.perf_counter()
         while self.steps < end:
             self._losses.append(trainer.step(self.steps))

@@ -152,7 +152,8 @@ class World:
         distributed.broadcast_object_list(outcome)
         if outcome[1] is not None:
             text, code = outcome[1]
-            raise TrainingError(text) if code == 1 else UserError(text)
+            kind = TrainingError if code == 1 else UserError
+            raise kind(text)
         answer: Answer = outcome[0]
         return answer
 

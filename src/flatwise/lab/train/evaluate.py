@@ -66,10 +66,10 @@ def predict(model: nn.Module, samples: Samples, part: str, world: World, *, chan
     world.spread(list(model.buffers()))  # statistics of batch normalisation are a process's own
     labels = samples.labels_of(part)
     classes, losses = [], []
-    for batch in torch.split(torch.arange(len(labels)), EVALUATION_BATCH):
-        # Filled up with what is thrown away below: every process must make as many passes of one size.
-        positions = world.share(functional.pad(batch, (0, -len(batch) % world.size)))
-        images = samples.plain(part, positions).to(world.device)
+    batches = torch.split(torch.arange(len(labels)), EVALUATION_BATCH)
+    # Filled up with what is thrown away below: every process must make as many passes of one size.
+    shares = [world.share(functional.pad(batch, (0, -len(batch) % world.size))) for batch in batches]
+    for batch, positions, images in zip(batches, shares, samples.plain(part, shares), strict=True):
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with world.accelerator.autocast():

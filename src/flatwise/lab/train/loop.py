@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from flatwise.errors import UserError
+from flatwise.lab.augment import mix
 from flatwise.lab.train.config import TrainConfig
 from flatwise.lab.train.distributed import World
 from flatwise.lab.train.ema import Average
@@ -76,7 +77,8 @@ class Trainer:
         self.loss = Loss(self.forward, config.label_smoothing, decayed(config, trained), decay)
         self.loss.reduction = "none" if self.optimizer.wants_sample_losses else "mean"
         self.average = Average(self.module, config.ema) if config.ema else None
-        self.order = lru_cache(maxsize=1)(self._order)
+        self._positions: dict[int, Tensor] = {}
+        self._images: Iterator[Tensor] = iter(())
 
     def _build(self) -> nn.Module:
         module = new_model(self.config, self.samples).to(self.world.device)
@@ -135,37 +137,36 @@ class Trainer:
             logits: Tensor = self.model(images)
         return logits
 
-    def begin_epoch(self) -> None:
-        """Put the model into the mode of training."""
+    def begin_epoch(self, step: int) -> None:
+        """Put the model into the mode of training, and begin to gather images.
+
+        Args:
+            step: the first of this epoch that is still to be made, counted from 0 over the whole training.
+        """
         self.model.train()
         if self.config.freeze_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     module.eval()
+        epoch, first = divmod(step, self.steps_per_epoch)
+        order = torch.randperm(len(self.samples.training), generator=stream(self.config.seed, "order", epoch))
+        last = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+        self._positions = {
+            epoch * self.steps_per_epoch + place: self.world.share(
+                order[place * self.batch_size : (place + 1) * self.batch_size]
+            )
+            for place in range(first, last)
+        }
+        self._images = self.samples.augmented(self.config.seed, epoch, list(self._positions.values()))
 
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.samples.training), generator=stream(self.config.seed, "order", epoch))
-
-    def batch(self, step: int) -> Batch:
-        """Gather this process's share of a step's batch.
-
-        Args:
-            step: counted from 0 over the whole training.
-
-        Returns:
-            Images, and labels or a probability for each class.
-        """
-        epoch, place = divmod(step, self.steps_per_epoch)
-        positions = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        positions = self.world.share(positions)
-        images = self.samples.augmented(self.config, positions, epoch).to(self.world.device)
-        labels = self.samples.labels[positions].to(self.world.device)
+    def _batch(self, step: int) -> Batch:
+        """Gather this process's share of a step's batch: images, and labels or a probability for each class."""
+        images = next(self._images)
+        labels = self.samples.labels[self._positions.pop(step)].to(self.world.device)
         if self.config.mixup or self.config.cutmix:
             key = derive(self.config.seed, "mix", step, *self._rank)
-            mixing = {"mixup": self.config.mixup, "cutmix": self.config.cutmix, "key": key}
-            from flatwise.lab.augment import mix  # type: ignore[attr-defined]
-
-            images, labels = mix(images, labels, self.samples.classes, **mixing)
+            classes, mixup, cutmix = self.samples.images.classes, self.config.mixup, self.config.cutmix
+            images, labels = mix(images, labels, classes, mixup=mixup, cutmix=cutmix, key=key)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
@@ -187,15 +188,15 @@ class Trainer:
         return self.config.lr * relative_rate(self.config, step, self.warmup_steps, self.total_steps)
 
     def step(self, step: int) -> Tensor:
-        """Take one step.
+        """Take the next step of the epoch that was begun.
 
         Args:
-            step: counted from 0 over the whole training.
+            step: its number, counted from 0 over the whole training.
 
         Returns:
             The loss at the weights before it, of this process's samples.
         """
-        batch = self.batch(step)
+        batch = self._batch(step)
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

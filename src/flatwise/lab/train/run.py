@@ -70,7 +70,7 @@ def train(
             return found
         for text in notices:
             notice(text)
-        trainer = Trainer(config, relabelled(config, load_samples(config), world), world)
+        trainer = Trainer(config, relabelled(config, load_samples(config, world.device), world), world)
         if world.main:
             return _train(trainer, folder, on_epoch, on_step, notice)
         return _train(trainer, folder, _ignored, _ignored, notice)
