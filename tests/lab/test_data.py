@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from tests.lab import data_files as files
 
 from flatwise.errors import UserError
-from flatwise.lab import data as module
-from flatwise.lab.data import load_data, stratified_indices
+from flatwise.lab.data import ImageData, load_data
 from flatwise.lab.idx import read_idx
+from flatwise.lab.sets.small import DIGITS_TEST_SHARE, stratified_indices
 
 
 @pytest.fixture(autouse=True)
-def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Only what a test writes is there: no system folder, no cache, no network."""
-    monkeypatch.setattr(module, "SYSTEM_FOLDER", tmp_path / "system")
-    monkeypatch.setattr(module, "CACHE_FOLDER", tmp_path / "cache")
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", _no_network)
-    module._fashion_mnist.cache_clear()
-
-
-def _no_network(root: str, download: bool) -> None:
-    raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+    files.nothing_installed(monkeypatch, tmp_path)
+    yield
+    files.forget()
 
 
 def test_digits_are_all_there_once() -> None:
@@ -38,11 +35,11 @@ def test_digits_are_all_there_once() -> None:
     torch.testing.assert_close((inputs.flatten(1) * deviation + mean).sum(1).sort().values, counted)
 
 
-def _raw_statistics(data: module.ImageData) -> tuple[float, float]:
+def _raw_statistics(data: ImageData) -> tuple[float, float]:
     bunch = load_digits()
     labels = torch.from_numpy(bunch.target)
     held = torch.zeros(1797, dtype=torch.bool)
-    held[stratified_indices(labels, module.DIGITS_TEST_SHARE)] = True
+    held[stratified_indices(labels, DIGITS_TEST_SHARE)] = True
     raw = torch.from_numpy(bunch.images).float()[~held] / 16
     return float(raw.mean()), float(raw.std())
 
@@ -74,7 +71,7 @@ def test_fashion_mnist_under_the_root(tmp_path: Path, write_idx, packed: bool, b
 
 
 def test_fashion_mnist_in_the_system_folder(tmp_path: Path, write_idx) -> None:
-    write_idx(tmp_path / "system", packed=True)
+    write_idx(tmp_path / "system" / "fashion-mnist", packed=True)
     assert len(load_data("fashion-mnist").train_labels) == 60
 
 

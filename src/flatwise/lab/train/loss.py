@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from flatwise.shards import local
@@ -25,7 +25,9 @@ class Loss:
         decay: half of it is what their squared norm is multiplied with, as in the SAM authors' code.
     """
 
-    def __init__(self, model: nn.Module, smoothing: float, decayed: Sequence[Tensor], decay: float) -> None:
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], smoothing: float, decayed: Sequence[Tensor], decay: float
+    ) -> None:
         self.model, self.smoothing = model, smoothing
         self.decayed, self.decay = decayed, decay
         self.reduction = "mean"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from flatwise.errors import UserError
-from flatwise.lab.augment import augment
-from flatwise.lab.data import ImageData, load_data
-from flatwise.lab.split import with_noise
+from flatwise.lab.augment import Pipeline, build_pipeline, sample_keys
+from flatwise.lab.images import Images, load_images
+from flatwise.lab.noise import make_noisy
+from flatwise.lab.sets.memory import InMemory
 from flatwise.lab.train.config import TrainConfig
+from flatwise.measure.fingerprint import fingerprint
 from flatwise.seeds import stream
 
 
@@ -22,31 +24,26 @@ class Samples:
     """The samples of one run.
 
     Attributes:
-        data: the data set.
+        images: the data set.
+        pipeline: its augmentations.
         training: indices of the training images in the data set's training part.
         validation: indices of the held-out images there.
         labels: one label for each training image, some of them wrong on purpose.
         true_labels: what they were.
         noise: how the labels came to be, for the record.
+        device: where batches go.
+        workers: processes that read images from disk.
     """
 
-    data: ImageData
+    images: Images
+    pipeline: Pipeline
     training: Tensor
     validation: Tensor
     labels: Tensor
     true_labels: Tensor
     noise: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = self.data.train_inputs.shape[1:]
-        return channels, height, width
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return self.data.classes
+    device: torch.device
+    workers: int
 
     @property
     def wrong(self) -> Tensor:
@@ -63,42 +60,42 @@ class Samples:
         Returns:
             The same samples with these labels.
         """
-        return replace(self, labels=labels, noise={**self.noise, **record, **_count(labels, self.true_labels)})
+        wrong = int((labels != self.true_labels).sum())
+        counted = {"wrong": wrong, "share": wrong / len(labels), "digest": fingerprint([labels])}
+        return replace(self, labels=labels, noise={**self.noise, **record, **counted})
 
-    def augmented(self, config: TrainConfig, positions: Tensor, epoch: int) -> Tensor:
-        """Gather training images as an epoch sees them.
+    def augmented(self, seed: int, epoch: int, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Give training images as an epoch sees them.
 
         Args:
-            config: its ``augment`` and ``seed`` are read.
-            positions: which of the training images.
+            seed: the run's.
             epoch: counted from 0.
+            batches: positions among the training images, for each batch.
 
-        Returns:
-            (images, channels, height, width), float32.
+        Yields:
+            (images, channels, height, width), float32, on the device.
         """
-        indices = self.training[positions]
-        images = self.data.train_inputs[indices]
-        if "basic" not in config.augmentations:
-            return images
-        moved = [
-            augment(image[None], self.data.padding, self.data.flips, stream(config.seed, "augmentation", epoch, index))
-            for image, index in zip(images, indices.tolist(), strict=True)
-        ]
-        return torch.cat(moved)
+        indices = [self.training[positions] for positions in batches]
+        keys = [sample_keys(seed, epoch, chosen) for chosen in indices]
+        crops = keys if self.pipeline.cropped else [None] * len(keys)
+        found = self.images.train.batches(list(zip(indices, crops, strict=True)), self.workers)
+        for images, key in zip(found, keys, strict=True):
+            yield self.pipeline(images.to(self.device, non_blocking=True), key)
 
-    def plain(self, part: str, positions: Tensor) -> Tensor:
-        """Gather images as they are at test time.
+    def plain(self, part: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Give images as they are at test time.
 
         Args:
             part: "training", "validation" or "test".
-            positions: which of its images.
+            batches: positions among its images, for each batch.
 
-        Returns:
-            (images, channels, height, width), float32.
+        Yields:
+            (images, channels, height, width), float32, on the device.
         """
-        if part == "test":
-            return self.data.test_inputs[positions]
-        return self.data.train_inputs[getattr(self, part)[positions]]
+        where = self.images.test if part == "test" else self.images.train
+        chosen = batches if part == "test" else [getattr(self, part)[positions] for positions in batches]
+        for images in where.batches([(indices, None) for indices in chosen], self.workers):
+            yield self.pipeline.normalise(images.to(self.device, non_blocking=True))
 
     def labels_of(self, part: str) -> Tensor:
         """Return the labels of a part.
@@ -110,58 +107,59 @@ class Samples:
             (images,), those of the training part as they are trained on.
         """
         if part == "test":
-            return self.data.test_labels
-        return self.labels if part == "training" else self.data.train_labels[self.validation]
+            return self.images.test_labels
+        return self.labels if part == "training" else self.images.train_labels[self.validation]
 
 
-def load_samples(config: TrainConfig) -> Samples:
+def load_samples(config: TrainConfig, device: torch.device) -> Samples:
     """Load the data, choose the subset, hold out the validation part, then make training labels wrong.
 
     The seed alone decides all draws; they are those of ``flatwise compare``.
 
     Args:
         config: the settings.
+        device: where batches go; images that are in memory go there as a whole.
 
     Returns:
         The samples.
 
     Raises:
-        UserError: the sizes leave nothing to train on.
+        UserError: the sizes leave nothing to train or to validate on.
     """
-    data = load_data(config.dataset, config.data_root)
-    available = len(data.train_labels)
+    images = load_images(config.dataset, config.data_root, resolution=config.resolution)
+    if isinstance(images.train, InMemory) and isinstance(images.test, InMemory):
+        images = replace(images, train=images.train.to(device), test=images.test.to(device))
+    available = len(images.train_labels)
     size = available if config.train_size is None else config.train_size
     if size > available:
-        raise UserError(f"--train-size {size} is more than the {available} training images of {data.name}")
+        raise UserError(f"--train-size {size} is more than the {available} training images of {images.name}")
     held = round(config.val_fraction * size)
     if held >= size or (config.val_fraction and not held):
-        raise UserError(f"{size} images with --val-fraction {config.val_fraction} leave {held} to validate on")
+        raise UserError(
+            f"--val-fraction {config.val_fraction} of {size} images leaves {held} to validate and {size - held} to "
+            "train on"
+        )
     chosen = torch.randperm(available, generator=stream(config.seed, "split"))[:size]
     validation, training = chosen[:held], chosen[held:]
-    true_labels = data.train_labels[training]
-    labels, kind = _noisy(config, true_labels, data.classes)
-    record = {"kind": kind, "asked": config.label_noise, **_count(labels, true_labels)}
-    return Samples(data, training, validation, labels, true_labels, record)
-
-
-def _noisy(config: TrainConfig, labels: Tensor, classes: int) -> tuple[Tensor, str]:
-    if not config.label_noise:
-        return labels.clone(), "none"
-    return with_noise(labels, config.label_noise, classes, stream(config.seed, "noise")), config.noise
-
-
-def _count(labels: Tensor, true_labels: Tensor) -> dict[str, Any]:
-    wrong = int((labels != true_labels).sum())
-    return {"wrong": wrong, "share": wrong / len(labels), "digest": digest(labels)}
-
-
-def digest(labels: Tensor) -> str:
-    """Compress labels into one short word.
-
-    Args:
-        labels: whole numbers.
-
-    Returns:
-        Sixteen hexadecimal digits, the same for the same labels.
-    """
-    return hashlib.sha256(labels.to(torch.int64).numpy().tobytes()).hexdigest()[:16]
+    labels, report = make_noisy(
+        images.train_labels,
+        training,
+        images.classes,
+        kind=config.noise,
+        share=config.label_noise,
+        file=config.noise_file,
+        seed=config.seed,
+    )
+    cropped = images.on_disk and "inception" in config.augmentations
+    pipeline = build_pipeline(config.augmentations, images, cutout=config.cutout, cropped=cropped)
+    return Samples(
+        images=images,
+        pipeline=pipeline,
+        training=training,
+        validation=validation,
+        labels=labels,
+        true_labels=images.train_labels[training],
+        noise=report.as_dict(),
+        device=device,
+        workers=config.loader_workers,
+    )
