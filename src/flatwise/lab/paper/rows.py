@@ -67,6 +67,7 @@ def runs(table: str, row: str, cell: str | None = None, *, out: str = TrainConfi
         raise UnknownNameError(f"cell of table {table}", cell, (*made.cells, *made.same_runs))
     cells = made.cells if cell is None or cell in made.same_runs else (cell,)
     found: list[Run] = []
+    seen: set[TrainConfig] = set()
     for one in cells:
         roles = made.roles(row, one)
         for role, config in roles.items():
@@ -75,7 +76,8 @@ def runs(table: str, row: str, cell: str | None = None, *, out: str = TrainConfi
                 if config.labels_from is not None:
                     first = replace(roles["first"], seed=seed, out=out)
                     seeded = replace(seeded, labels_from=str(Path(out) / first.folder_name()))
-                if seeded not in {run.config for run in found}:  # the base is the same for every radius
+                if seeded not in seen:  # the base is the same for every radius
+                    seen.add(seeded)
                     found.append(Run(table, row, one, role, seed, seeded))
     return found
 
