@@ -17,7 +17,7 @@ PLAIN_WIDTH = 240
 """Columns of a table that goes to a file: a recipe is one line, which can be searched."""
 FULL_WIDTH = 160
 """Columns of a terminal from which on data set and model have columns of their own."""
-HINT = (
+HINT = "flatwise recipes NAME prints one with what the paper leaves open; flatwise train --recipe NAME trains it."
     "flatwise recipes NAME prints its settings and what the paper leaves open; flatwise train --recipe NAME trains it."
 )
 
