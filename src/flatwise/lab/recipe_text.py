@@ -18,8 +18,6 @@ PLAIN_WIDTH = 240
 FULL_WIDTH = 160
 """Columns of a terminal from which on data set and model have columns of their own."""
 HINT = "flatwise recipes NAME prints one with what the paper leaves open; flatwise train --recipe NAME trains it."
-    "flatwise recipes NAME prints its settings and what the paper leaves open; flatwise train --recipe NAME trains it."
-)
 
 
 def as_toml(recipe: Recipe) -> str:
