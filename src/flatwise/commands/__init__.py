@@ -7,6 +7,7 @@ SUMMARIES = {
     "report": "one page from one or several comparisons, to read and to send",
     "doctor": "is SAM on, of the right size, and what does it cost?",
     "reproduce": "run an experiment of the SAM paper by its own protocol, and say which claims hold",
+    "recipes": "list the settings of the SAM paper's trainings, or print one as a file to change",
     "variants": "list the methods: what each changes, its cost, radii, source and evidence",
 }
 """Each command and what it does, in the order in which help lists them."""
