@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 240
 """Columns of a table that goes to a file: a recipe is one line, which can be searched."""
-FULL_WIDTH = 160
-"""Columns of a terminal from which on data set and model have columns of their own."""
+FULL_WIDTH = 190
+"""Columns of a terminal from which on what the name says already has columns of its own."""
 HINT = "flatwise recipes NAME prints one with what the paper leaves open; flatwise train --recipe NAME trains it."
 
 
@@ -57,14 +57,22 @@ def print_recipes(recipes: Sequence[Recipe], console: Console) -> None:
     terminal = console.is_terminal
     narrow = terminal and console.width < FULL_WIDTH
     table = Table(box=box.SIMPLE_HEAD if terminal else box.MARKDOWN, padding=(0, 1, 0, 0) if terminal else (0, 1))
-    for heading in ("recipe", "in the paper", *(() if narrow else ("data", "model")), "length", "method"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "length" else "left")
+    # The name says data set, network and method; it must stay in one piece, to be copied.
+    whole = max((len(recipe.name) for recipe in recipes), default=0)
+    for heading in ("recipe", "in the paper", *(() if narrow else ("data", "model", "length", "method"))):
+        table.add_column(
+            heading,
+            overflow="ellipsis",
+            no_wrap=True,
+            min_width=whole if heading == "recipe" else None,
+            justify="right" if heading == "length" else "left",
+        )
     for recipe in recipes:
         config = train_config_from(dict(recipe.fields))
         length = f"{config.epochs} epochs" if config.steps is None else f"{config.steps} steps"
         radius = "" if config.rho is None else f", rho {config.rho:g}"
-        what = () if narrow else (config.dataset, config.model)  # the name says both
-        table.add_row(recipe.name, recipe.paper, *what, length, config.method + radius)
+        what = () if narrow else (config.dataset, config.model, length, config.method + radius)
+        table.add_row(recipe.name, recipe.paper, *what)
     if not terminal:
         console = Console(file=console.file, force_terminal=False, width=PLAIN_WIDTH, highlight=False)
     console.print(table)
