@@ -39,14 +39,20 @@ def run(config: ReproduceConfig) -> int:
         The exit code.
     """
     from flatwise.lab.environment import cores
-    from flatwise.lab.paper.reproduce import SPECTRA_NAME, reproduce, studies_of, write_page
-    from flatwise.lab.paper.show import show, show_spectra
+    from flatwise.lab.paper.reproduce import SPECTRA_NAME, listing, reproduce, reproduce_full, studies_of, write_page
+    from flatwise.lab.paper.show import print_grid, show, show_spectra
     from flatwise.lab.paper.spectra import run_spectra
     from flatwise.lab.table import console_for
 
     console = console_for(sys.stdout)
     if config.page:
         console.print(f"Written: {write_page(config)}", markup=False)
+        return 0
+    if config.list:
+        console.print(listing(config), markup=False, soft_wrap=True)
+        return 0
+    if config.scale == "full":
+        print_grid(reproduce_full(config), console)
         return 0
     if config.table == SPECTRA_NAME:
         show_spectra(run_spectra(config.workers or cores()), console)

@@ -21,6 +21,7 @@ from flatwise.lab.paper.study import Study
 
 ROOT = Path(__file__).parents[3]
 BETTER = {"SGD": [0.60, 0.61, 0.62], "SAM": [0.70, 0.71, 0.72], "Bootstrap + SAM": [0.71, 0.72, 0.73]}
+RECORDS = sorted((ROOT / "docs" / "results" / "reproduction").glob("*.json"))
 LARGEST = 300_000
 
 
@@ -83,7 +84,7 @@ def test_the_page_in_the_docs_is_what_its_records_give() -> None:
 
 
 def test_the_records_in_the_docs_are_whole_and_small() -> None:
-    for path in sorted((ROOT / "docs" / "results" / "reproduction").glob("*.json")):
+    for path in RECORDS:
         stored = read_record(path, STUDIES[path.stem])
         assert stored is not None
         assert path.stat().st_size < LARGEST
@@ -93,9 +94,7 @@ def test_the_records_in_the_docs_are_whole_and_small() -> None:
         assert got == expected
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "docs" / "results" / "reproduction").glob("*.json")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_each_choice_in_the_docs_is_that_of_the_held_out_tenth(path: Path) -> None:
     of = STUDIES[path.stem]
     stored = read_record(path, of)

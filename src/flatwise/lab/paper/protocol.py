@@ -74,7 +74,9 @@ def choose(scores: Sequence[Sequence[float]]) -> int:
     return max(range(len(means)), key=means.__getitem__)
 
 
-def plan(study: Study, finished: Finished, out: Path, names: Sequence[str] = ()) -> list[Run]:
+def plan(
+    study: Study, finished: Finished, out: Path, names: Sequence[str] = (), *, data_root: str | None = None
+) -> list[Run]:
     """List the trainings of a study, as far as they can be told from what has finished.
 
     Args:
@@ -82,22 +84,24 @@ def plan(study: Study, finished: Finished, out: Path, names: Sequence[str] = ())
         finished: gives the result of a training, or None where it has none yet.
         out: the folder of all trainings.
         names: settings to plan; none: all.
+        data_root: folder in which to look for the data.
 
     Returns:
         The trainings, finished or not.
     """
+    place: Fields = {"out": str(out), "data_root": data_root}
     runs: list[Run] = []
     for setting in study.settings:
         if not names or setting.name in names:
-            runs += _Setting(study, setting, finished, out).runs()
+            runs += _Setting(study, setting, finished, place).runs()
     return runs
 
 
 class _Setting:
     """One setting's trainings, arm after arm."""
 
-    def __init__(self, study: Study, setting: Setting, finished: Finished, out: Path) -> None:
-        self._study, self._setting, self._finished, self._out = study, setting, finished, out
+    def __init__(self, study: Study, setting: Setting, finished: Finished, place: Fields) -> None:
+        self._study, self._setting, self._finished, self._place = study, setting, finished, place
         self._choices: dict[str, Fields] = {}
         self._finals: dict[tuple[str, int], TrainConfig] = {}
 
@@ -142,7 +146,7 @@ class _Setting:
                 yield replace(run, stage="twice", config=replace(run.config, epochs=2 * run.config.epochs))
 
     def _run(self, arm: Arm, stage: Stage, seed: int, choice: Fields, more: Fields | None = None) -> Run:
-        fields = {"out": str(self._out), **QUIET, **self._setting.fields, **arm.fields, **choice, **(more or {})}
+        fields = {**self._place, **QUIET, **self._setting.fields, **arm.fields, **choice, **(more or {})}
         fields["method"] = str(fields.get("method", "sam")).replace("{seed}", str(seed))
         if self._study.kept and stage == "final":
             fields["keep_epochs"] = self._study.kept

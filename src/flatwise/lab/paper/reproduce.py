@@ -6,14 +6,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from flatwise.commands.flags import POSITIONAL
 from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.environment import cores, describe
+from flatwise.lab.paper.experiments import experiment, experiment_names
 from flatwise.lab.paper.figures import draw
+from flatwise.lab.paper.full import full_grid, paper_name, run_full, trainings, write_full
+from flatwise.lab.paper.layout import Grid
+from flatwise.lab.paper.needs import all_needs, needs, needs_table
 from flatwise.lab.paper.page import page_of
 from flatwise.lab.paper.runner import Place, run_study, wall_seconds
 from flatwise.lab.paper.small import STUDIES, small_study
 from flatwise.lab.paper.spectra import RECORD as SPECTRA
+from flatwise.lab.paper.steps import measure_step
 from flatwise.lab.paper.store import Stored, write_record
 from flatwise.lab.paper.study import Study
 
@@ -30,9 +37,10 @@ class ReproduceConfig:
         row: only this setting of the study, as its column is called; with --scale full a row of the table.
         scale: "small" is for CPUs, with networks and data of its own; "full" is the paper's own size.
         seeds: number of reported trainings of each method.
-        workers: processes that train side by side, one thread each (default: the number of cores).
-        list: say what each row of the paper needs at full size, and train nothing.
+        workers: processes that train side by side at the small size, one thread each (default: the number of cores).
+        list: say what each row of the paper, or of the table, needs at full size, and train nothing.
         page: write docs/reproduction.md from the records, and train nothing.
+        data_root: folder in which to look for the data.
         out: folder of the trainings, which all studies share.
         records: folder for the record and the picture of each study (default: in the folder of the trainings).
         quiet: no progress, only the tables.
@@ -45,6 +53,7 @@ class ReproduceConfig:
     workers: int | None = None
     list: bool = False
     page: bool = False
+    data_root: str | None = None
     out: str = "runs/reproduce"
     records: str | None = None
     quiet: bool = False
@@ -60,8 +69,12 @@ class ReproduceConfig:
             raise UserError("--seeds and --workers must be at least 1")
         if self.table is None and not (self.list or self.page):
             raise UserError(f"name a study ({', '.join((*STUDIES, SPECTRA_NAME, ALL))}), or add --list or --page")
-        if self.table is not None and self.scale == "small" and self.table not in (*STUDIES, SPECTRA_NAME, ALL):
+        if self.table is None:
+            return
+        if self.scale == "small" and not self.list and self.table not in (*STUDIES, SPECTRA_NAME, ALL):
             raise UnknownNameError("study", self.table, (*STUDIES, SPECTRA_NAME, ALL))
+        if (self.scale == "full" or self.list) and paper_name(self.table) not in experiment_names():
+            raise UnknownNameError("table of the paper", self.table, experiment_names())
 
     @property
     def folder(self) -> Path:
@@ -116,7 +129,7 @@ def reproduce(study: Study, config: ReproduceConfig) -> Stored:
         The record.
     """
     workers = config.workers or cores()
-    place = Place(Path(config.out), workers, shown=not config.quiet)
+    place = Place(Path(config.out), workers, shown=not config.quiet, data_root=config.data_root)
     record = run_study(study, place, settings_of(study, config.row))
     about = {
         "scale": config.scale,
@@ -129,6 +142,43 @@ def reproduce(study: Study, config: ReproduceConfig) -> Stored:
     write_record(config.folder / f"{study.name}.json", stored)
     draw(record, config.folder / f"{study.name}.png")
     return stored
+
+
+def reproduce_full(config: ReproduceConfig) -> Grid:
+    """Run a table of the paper, or one of its rows, at full size, and leave its record.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The table.
+    """
+    assert config.table is not None
+    name = paper_name(config.table)
+    wanted = trainings(name, config.row, config.seeds, Path(config.out) / "full", config.data_root)
+    run_full(name, wanted, shown=not config.quiet)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    write_full(config.folder / f"full-{name}.json", name, wanted)
+    return full_grid(name, wanted)
+
+
+def listing(config: ReproduceConfig) -> str:
+    """Say what rows of the paper need at full size.
+
+    A step is timed where there is a GPU, and on the CPU where a table is named.
+
+    Args:
+        config: its ``table`` and ``row`` are read.
+
+    Returns:
+        A table.
+    """
+    measure = measure_step if torch.cuda.is_available() or config.table is not None else None
+    if config.table is None:
+        return needs_table(all_needs(measure))
+    name = paper_name(config.table)
+    rows = experiment(name).rows if config.row is None else (config.row,)
+    return needs_table([needs(name, row, measure=measure) for row in rows])
 
 
 def write_page(config: ReproduceConfig) -> Path:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from flatwise.files import read_json, write_json
 from flatwise.lab.paper.measures import measured
-from flatwise.lab.paper.protocol import Run, plan
+from flatwise.lab.paper.protocol import Finished, Run, plan
 from flatwise.lab.paper.record import Line, Record, line_of
 from flatwise.lab.paper.study import Study
 from flatwise.lab.paper.tasks import measurement, perform, result_of, training
@@ -30,16 +30,31 @@ class Place:
         out: folder of everything that it leaves.
         workers: trainings side by side.
         shown: whether progress is shown.
+        data_root: folder in which to look for the data.
     """
 
     out: Path
     workers: int
     shown: bool
+    data_root: str | None = None
 
     @property
     def trainings(self) -> Path:
         """The folder with one folder a training, which all studies share."""
         return self.out / "trainings"
+
+    def plan(self, study: Study, finished: Finished, names: Sequence[str]) -> list[Run]:
+        """List the trainings of a study here.
+
+        Args:
+            study: the study.
+            finished: gives the result of a training.
+            names: settings; none: all.
+
+        Returns:
+            The trainings, as far as they can be told.
+        """
+        return plan(study, finished, self.trainings, names, data_root=self.data_root)
 
     def log(self, worker: int) -> Path:
         """Name a worker's log.
@@ -78,7 +93,7 @@ def run_study(study: Study, place: Place, names: Sequence[str] = ()) -> Record:
     place.trainings.mkdir(parents=True, exist_ok=True)
     with _Left(study, place, names) as left:
         while True:
-            runs = plan(study, result_of, place.trainings, names)
+            runs = place.plan(study, result_of, names)
             tasks: list[Task] = [training(config) for config in _missing(runs)]
             if not tasks and study.measure is not None:
                 tasks = [measurement(study.measure, config) for config in _unmeasured(study, runs)]
@@ -117,7 +132,7 @@ def collect(study: Study, place: Place, names: Sequence[str] = ()) -> Record:
     Returns:
         The record of the trainings that have finished.
     """
-    return record_of(study, plan(study, result_of, place.trainings, names))
+    return record_of(study, place.plan(study, result_of, names))
 
 
 def record_of(study: Study, runs: Sequence[Run]) -> Record:
@@ -179,10 +194,10 @@ class _Left:
     def __init__(self, study: Study, place: Place, names: Sequence[str]) -> None:
         self._study, self._shown = study, place.shown
         # As if everything had finished alike: the choices that are still open change no number of trainings.
-        everything = plan(study, lambda config: {"validation_accuracy": 0.0}, place.trainings, names)
+        everything = place.plan(study, lambda config: {"validation_accuracy": 0.0}, names)
         works = {run.config.folder_name(): work(run.config) for run in everything}
         self._total, self._count = sum(works.values()), len(works)
-        known = [run.config for run in plan(study, result_of, place.trainings, names) if result_of(run.config)]
+        known = [run.config for run in place.plan(study, result_of, names) if result_of(run.config)]
         done = {config.folder_name(): work(config) for config in known}
         self._done, self._before, self._finished = sum(done.values()), sum(done.values()), len(done)
         self._begun = time.monotonic()

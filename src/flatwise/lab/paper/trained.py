@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flatwise.lab.models import build_model
 from flatwise.lab.train.config import TrainConfig
 from flatwise.lab.train.folder import TrainFolder
+from flatwise.lab.train.network import new_model
 from flatwise.lab.train.samples import load_samples
-from flatwise.seeds import derive
+from flatwise.lab.train.tensors import put_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,10 @@ def load_trained(config: TrainConfig, epoch: int | None = None) -> Trained:
     Returns:
         Network and images.
     """
-    samples = load_samples(config)
-    model = build_model(config.model, samples.shape[-1], samples.classes, derive(config.seed, "weights"))
+    samples = load_samples(config, torch.device("cpu"))
+    model = new_model(config, samples)
     folder = TrainFolder(Path(config.out) / config.folder_name())
     path = folder.weights if epoch is None else folder.kept_weights(epoch)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    inputs = samples.plain("training", torch.arange(len(samples.labels)))
+    put_state(model.state_dict(), torch.load(path, weights_only=True))
+    inputs = torch.cat(list(samples.plain("training", [torch.arange(len(samples.labels))])))
     return Trained(model.eval(), inputs, samples.labels)
