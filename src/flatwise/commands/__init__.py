@@ -2,6 +2,8 @@
 
 SUMMARIES = {
     "compare": "train one network from the same seeds with several methods, and say which is better",
+    "train": "train one network, with any of the methods, on one device or many",
+    "evaluate": "the test accuracy of a finished training again, from its weights",
     "measure": "how flat the trained weights are: sharpness, Hessian, spectrum, with error bars",
     "landscape": "the loss around the trained weights of several methods, on one scale",
     "report": "one page from one or several comparisons, to read and to send",

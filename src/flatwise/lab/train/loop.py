@@ -165,7 +165,7 @@ class Trainer:
         labels = self.samples.labels[self._positions.pop(step)].to(self.world.device)
         if self.config.mixup or self.config.cutmix:
             key = derive(self.config.seed, "mix", step, *self._rank)
-            classes, mixup, cutmix = self.samples.images.classes, self.config.mixup, self.config.cutmix
+            classes, mixup, cutmix = self.samples.classes, self.config.mixup, self.config.cutmix
             images, labels = mix(images, labels, classes, mixup=mixup, cutmix=cutmix, key=key)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -48,7 +48,7 @@ def new_model(config: TrainConfig, samples: Samples) -> nn.Module:
     Returns:
         The network.
     """
-    return build_model(config.model, samples.images.shape[-1], samples.images.classes, derive(config.seed, "weights"))
+    return build_model(config.model, samples.shape[-1], samples.classes, derive(config.seed, "weights"))
 
 
 def trained_network(config: TrainConfig, folder: TrainFolder, samples: Samples) -> nn.Module:
