@@ -6,6 +6,7 @@ SUMMARIES = {
     "landscape": "the loss around the trained weights of several methods, on one scale",
     "report": "one page from one or several comparisons, to read and to send",
     "doctor": "is SAM on, of the right size, and what does it cost?",
+    "sweep": "search the method, its radius, learning rate and weight decay by held-out accuracy",
     "variants": "list the methods: what each changes, its cost, radii, source and evidence",
 }
 """Each command and what it does, in the order in which help lists them."""

@@ -68,7 +68,7 @@ def _fields(kind: type) -> tuple[Field[Any], ...]:
 
 
 def _parser(kind: type, command: str, description: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentParser
 
     parser = ArgumentParser(prog=f"flatwise {command}", description=description, exit_on_error=False)
     hints, helps = get_type_hints(kind), field_helps(kind)
@@ -78,6 +78,9 @@ def _parser(kind: type, command: str, description: str) -> ArgumentParser:
             count = entry.metadata[POSITIONAL]
             default = {} if entry.default is MISSING else {"default": entry.default}
             parser.add_argument(name, type=str, help=text, metavar=name.upper(), nargs=count, **default)
+        elif hints[name] is bool and entry.default is True:
+            # --nesterov and --no-nesterov: what is on by default needs a way to turn it off.
+            parser.add_argument(flag(name), action=ActionYesNo(no_prefix="no-"), default=True, help=text)
         elif hints[name] is bool:
             parser.add_argument(flag(name), action="store_true", help=text)
         else:
