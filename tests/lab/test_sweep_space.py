@@ -96,7 +96,7 @@ def test_each_method_searches_a_radius_of_its_own_name_inside_its_own_range() ->
         assert named == (set() if chosen["method"] == "base" else {f"rho:{chosen['method']}"})
         if chosen["rho"] is not None:
             seen.setdefault(chosen["method"], []).append(chosen["rho"])
-    assert 0.01 <= min(seen["sam"])
+    assert min(seen["sam"]) >= 0.01
     assert max(seen["sam"]) <= 1
-    assert 0.1 <= min(seen["asam"])
+    assert min(seen["asam"]) >= 0.1
     assert 1 < max(seen["asam"]) <= 10

@@ -16,7 +16,7 @@ from flatwise.lab.sweep.picture import draw
 from flatwise.lab.sweep.progress import Bars
 from flatwise.lab.sweep.results import Row, finished, results_of, rows_of
 from flatwise.lab.sweep.search import Search
-from flatwise.lab.sweep.storage import Heart
+from flatwise.lab.sweep.storage import Heart, answering
 from flatwise.lab.sweep.study import JOURNAL, open_study, quiet_optuna
 
 
@@ -52,7 +52,7 @@ def sweep(config: SweepConfig) -> Sweep:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWriteError(folder, error) from error
-    with quiet_optuna(), locked(folder):
+    with quiet_optuna(), locked(folder), answering(config.storage):
         if config.fresh or (config.storage is None and not (folder / JOURNAL).exists()):
             _clear(folder)  # trials of a study that is gone are nobody's
         opened = open_study(config, folder)

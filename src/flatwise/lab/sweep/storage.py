@@ -7,7 +7,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -76,33 +76,53 @@ def shared_storage(url: str, on_stale: Callable[[Study, FrozenTrial], None]) -> 
         The storage.
 
     Raises:
-        UserError: the URL cannot be read, the driver is missing, or the database does not answer.
-        TrainingError: the database does not answer.
+        UserError: the URL cannot be read.
     """
-    from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
-        shown = shown_url(url)
-        _need_driver(url, shown)
-        # Optuna gave the option its present name in 4.9.
-        names = inspect.signature(RDBStorage).parameters
-        callback = next(n for n in ("heartbeat_stale_trial_callback", "failed_trial_callback") if n in names)
-        options: dict[str, Any] = {callback: on_stale}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # heartbeats are marked experimental
-            # A connection that the server or a firewall has closed between two epochs is opened again.
-            return RDBStorage(
-                url, engine_kwargs={"pool_pre_ping": True}, heartbeat_interval=HEARTBEAT, grace_period=GRACE, **options
-            )
+        _need_driver(url)
     except (ArgumentError, NoSuchModuleError):
         # Their texts quote what was given, password and all; so would the chain of errors in a log.
         raise UserError(
             "--storage is no URL of a known database; it looks like postgresql://user@host:5432/name"
         ) from None
+    # Optuna gave the option its present name in 4.9.
+    names = inspect.signature(RDBStorage).parameters
+    callback = next(name for name in ("heartbeat_stale_trial_callback", "failed_trial_callback") if name in names)
+    options: dict[str, Any] = {callback: on_stale}
+    with answering(url), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats are marked experimental
+        # A connection that the server or a firewall has closed between two epochs is opened again.
+        return RDBStorage(
+            url, engine_kwargs={"pool_pre_ping": True}, heartbeat_interval=HEARTBEAT, grace_period=GRACE, **options
+        )
+
+
+@contextlib.contextmanager
+def answering(url: str | None) -> Iterator[None]:
+    """Make one clear line of it, if the database of a study fails while the block runs.
+
+    Args:
+        url: where it is; None where there is none.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TrainingError: the database does not answer.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise TrainingError(f"the study's database {shown} does not answer: {_reason(error, url)}") from None
+        assert url is not None
+        raise TrainingError(
+            f"the study's database {shown_url(url)} does not answer: {_reason(error, url)}; the same command continues"
+        ) from None
 
 
 def shown_url(url: str) -> str:
@@ -119,14 +139,14 @@ def shown_url(url: str) -> str:
     return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
-def _need_driver(url: str, shown: str) -> None:
+def _need_driver(url: str) -> None:
     from sqlalchemy.engine import make_url
 
     try:
         make_url(url).get_dialect().import_dbapi()
     except ImportError as error:
         package = DRIVERS.get(error.name or "", error.name)
-        raise UserError(f"{shown} needs a driver: pip install '{package}'") from None
+        raise UserError(f"{shown_url(url)} needs a driver: pip install '{package}'") from None
 
 
 def _reason(error: BaseException, url: str) -> str:
