@@ -43,7 +43,9 @@ def draw(rows: Sequence[Row], path: Path, *, title: str, subtitle: str) -> None:
     styles = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
     _accuracies(left, rows, styles)
     _plane(figure, right, rows, styles)
+    radii = [row.rho for row in rows if row.rho is not None]
     for axes in (left, right):
+        _scale(axes.xaxis, radii)
         axes.grid(color="#e3e3e3", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -72,7 +74,6 @@ def _accuracies(axes: Any, rows: Sequence[Row], styles: dict[str, tuple[str, str
             )  # fmt: skip
         elif own:
             axes.axhline(100 * (own[0].accuracy or 0.0), color=colour, linewidth=1.4, linestyle=(0, (5, 1.5)))
-    _scale(axes.set_xscale, [row.rho for row in ended])
     axes.set_title("Radius and accuracy", loc="left", fontsize=10.5)
     axes.set_xlabel("rho, in each method's own scale")
     axes.set_ylabel("validation accuracy, %")
@@ -87,28 +88,36 @@ def _plane(figure: Any, axes: Any, rows: Sequence[Row], styles: dict[str, tuple[
     ended = finished(placed)
     heights = [100 * (row.accuracy or 0.0) for row in ended]
     shown = None
-    for name, (_, marker) in styles.items():
+    for name, (colour, marker) in styles.items():
         own = [row for row in ended if row.method == name]
         if own:
             shown = axes.scatter(
                 [row.rho for row in own], [row.lr for row in own], c=[100 * (row.accuracy or 0.0) for row in own],
                 marker=marker, s=48, cmap="viridis", vmin=min(heights), vmax=max(heights),
-                edgecolors="white", linewidths=0.6,
+                edgecolors=colour, linewidths=1.1,
             )  # fmt: skip
     if shown is not None:
         figure.colorbar(shown, ax=axes, label="validation accuracy, %")
-    _scale(axes.set_xscale, [row.rho for row in placed])
-    _scale(axes.set_yscale, [row.lr for row in placed])
+    _scale(axes.yaxis, [row.lr for row in placed])
     axes.set_title("Radius and learning rate", loc="left", fontsize=10.5)
     axes.set_xlabel("rho, in each method's own scale")
     axes.set_ylabel("learning rate")
 
 
-def _scale(set_scale: Any, values: Sequence[float | None]) -> None:
+def _scale(axis: Any, values: Sequence[float | None]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     # A logarithm, where there is something to spread and nothing is 0.
-    numbers = {value for value in values if value is not None}
-    if len(numbers) > 1 and min(numbers) > 0:
-        set_scale("log")
+    numbers = [value for value in values if value is not None]
+    if len(set(numbers)) < 2 or min(numbers) <= 0:
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    # Alike on both panels, whichever trials they show.
+    room = (max(numbers) / min(numbers)) ** 0.05
+    axis.axes.set(**{f"{axis.axis_name}lim": (min(numbers) / room, max(numbers) * room)})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(numbers) < 200 * min(numbers) else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> list[Any]:
