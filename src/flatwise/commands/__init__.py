@@ -9,6 +9,7 @@ SUMMARIES = {
     "report": "one page from one or several comparisons, to read and to send",
     "doctor": "is SAM on, of the right size, and what does it cost?",
     "recipes": "list the settings of the SAM paper's trainings, or print one as a file to change",
+    "sweep": "search the method, its radius, learning rate and weight decay by held-out accuracy",
     "variants": "list the methods: what each changes, its cost, radii, source and evidence",
 }
 """Each command and what it does, in the order in which help lists them."""
