@@ -43,7 +43,7 @@ def initial_model(config: CompareConfig, seed: int) -> nn.Module:
         The network, in training mode.
     """
     data = load_data(config.dataset, config.data_root)
-    return build_model(config.model, data.train_inputs.shape[-1], data.classes, derive(seed, "weights"))
+    return build_model(config.model, data.train_inputs.shape[1:], data.classes, derive(seed, "weights"))
 
 
 def trained_model(config: CompareConfig, folder: RunFolder, name: str, seed: int) -> nn.Module:
