@@ -128,4 +128,6 @@ def build_optimizer(
             return flatwise.SAM(base, 0.0, **{**more, "sync_ascent": None})
         return wrap(method, base, total_steps, model=model, train_size=train_size, batch_size=batch_size, more=more)
     except (TypeError, ValueError) as error:
-        raise UserError(f"method {method.name!r}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        reason = reason.replace("Use sync_ascent=True", "Use --perturbation global")
+        raise UserError(f"method {method.name!r}: {reason}") from error
