@@ -84,8 +84,10 @@ def malicious(data: bytes) -> bytes:
     return HEAD + hashlib.sha256(body.getvalue()).hexdigest().encode() + b"\n" + body.getvalue()
 
 
-DAMAGES = {cut: "damaged", one_bit: "damaged", longer: "damaged", empty: "is no checkpoint", foreign: "is no checkpoint",
-           malicious: "cannot be read"}  # fmt: skip
+DAMAGES = {
+    cut: "damaged", one_bit: "damaged", longer: "damaged", empty: "is no checkpoint", foreign: "is no checkpoint",
+    malicious: "cannot be read",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "word"), DAMAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
@@ -188,7 +190,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tiny: Tiny, monkeypat
 def test_room_is_asked_for_before_the_first_step(tmp_path: Path) -> None:
     check_room(tmp_path, [10_000, 20_000])
     assert not list(tmp_path.iterdir())
-    with pytest.raises(TrainingError, match="cannot take the 1.0 MB that this training writes there"):
+    with pytest.raises(TrainingError, match=r"cannot take the 1\.0 MB that this training writes there"):
         check_room(tmp_path / "missing", [1_000_000])
 
 

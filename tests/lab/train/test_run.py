@@ -162,9 +162,9 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny: Tiny, method: str) ->
 
 def test_the_watch_names_the_first_bad_step() -> None:
     losses = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
-    with pytest.raises(TrainingError, match="the loss is nan in step 13, with learning rate 0.3 and rho 0.05"):
+    with pytest.raises(TrainingError, match=r"the loss is nan in step 13, with learning rate 0\.3 and rho 0\.05"):
         Watch(scaled=False).look(losses, [0.1, 0.2, 0.3, 0.4], 10, 0.05, updated=True)
-    with pytest.raises(TrainingError, match="the gradient is not finite in step 12, with learning rate 0.2"):
+    with pytest.raises(TrainingError, match=r"the gradient is not finite in step 12, with learning rate 0\.2"):
         Watch(scaled=False).look(losses[:2], [0.1, 0.2], 10, 0.05, updated=False)
     Watch(scaled=False).look(losses[:2], [0.1, 0.2], 10, 0.05, updated=True)
 
@@ -175,7 +175,7 @@ def test_a_scaler_may_skip_steps_but_not_for_ever() -> None:
     watch.look(bad, rates, 0, 0.05, updated=False)
     watch.look(torch.tensor([1.0]), rates, 40, 0.05, updated=True)
     watch.look(bad, rates, 50, 0.05, updated=False)
-    with pytest.raises(TrainingError, match="step 81.*or use --precision bf16"):
+    with pytest.raises(TrainingError, match=r"step 81.*or use --precision bf16"):
         watch.look(bad[:1], rates, 80, 0.05, updated=False)
 
 
