@@ -130,9 +130,7 @@ def test_weights_that_cannot_be_fetched_give_one_line(monkeypatch: pytest.Monkey
 def test_weights_that_do_not_exist() -> None:
     with pytest.raises(UserError, match=r"timm has no pretrained weights of efficientnet_l2"):
         build_model("efficientnet_l2", (3, 64, 64), 10, seed=0, pretrained=True)
-    with pytest.raises(
-        UnknownNameError, match=r"unknown weights .*b7.ra_in1'; did you mean '.*ra_in1k'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown weights .*b7.ra_in1'; did you mean '.*ra_in1k'"):
         build_model("tf_efficientnet_b7.ra_in1", (3, 64, 64), 10, seed=0)
 
 

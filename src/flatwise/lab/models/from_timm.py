@@ -29,8 +29,8 @@ TIMM = (
 )
 """The networks of the papers; any other name of timm will do as well."""
 
-# Dropout before the last layer of an EfficientNet, beside branches that are dropped with 0.2 (Tan & Le, ICML 2019; the SAM
-# authors' code). timm's default is no dropout.
+# Dropout before the last layer of an EfficientNet, beside branches that are dropped with 0.2 (Tan & Le, ICML 2019; the
+# SAM authors' code). timm's default is no dropout.
 _DROPOUT = {"b0": 0.2, "b1": 0.2, "b2": 0.3, "b3": 0.3, "b4": 0.4, "b5": 0.4, "b6": 0.5, "b7": 0.5, "l2": 0.5}
 
 
