@@ -46,7 +46,7 @@ def squares() -> Tensor:
     """Cut seven squares of 32 x 32 pixels out of a photograph that comes with scikit-learn."""
     photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None].to(torch.float32)
     small = functional.interpolate(photo, scale_factor=0.2, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
-    places = ((0, 8), (12, 40), (12, 70), (40, 8), (44, 60), (44, 92), (20, 96))
+    places = ((0, 8), (12, 40), (28, 26), (40, 8), (44, 60), (44, 92), (20, 96))
     return torch.stack([small[:, top : top + 32, left : left + 32] for top, left in places])
 
 
@@ -79,13 +79,19 @@ def main() -> None:
     for name, line, grey, colour in zip(ROWS, axes, left, right, strict=True):
         for axis, image in zip(line, (*grey, *colour), strict=True):
             pixels = image.permute(1, 2, 0)
-            axis.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(
+                pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
+                cmap="gray",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+            )
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name.replace("+", "\n+ "), rotation=0, ha="right", va="center", fontsize=10)
     figure.subplots_adjust(left=0.115, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(settings.out, dpi=110)
+    figure.savefig(settings.out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
