@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatwise.errors import CannotWriteError
+from flatwise.errors import CannotWriteError, TrainingError
 from flatwise.files import finite, write_atomically
 from flatwise.lab.train.checkpoint import Checkpoints
 from flatwise.lab.train.evaluate import predict
@@ -71,11 +71,18 @@ class Course:
         check_room(self._folder.path, [*[whole + SPARE] * (3 - there), model + SPARE, *kept])
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint that is whole; every process must call it."""
+        """Continue from the newest checkpoint that is whole; every process must call it.
+
+        Raises:
+            TrainingError: the processes do not see the same files.
+        """
         world = self._trainer.world
         content, notices = self.checkpoints.load()
         for text in notices:
             self._notice(text)
+        step = 0 if content is None else content["step"]
+        if world.first(lambda: step) != step:
+            raise TrainingError(f"{self._folder.path} is another folder for some processes: --out must be one for all")
         if content is not None:
             restore(self._trainer, content["state"])
             self.steps, self.seconds = content["step"], content["seconds"]

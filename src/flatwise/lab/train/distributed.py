@@ -139,6 +139,7 @@ class World:
 
         Raises:
             UserError: it was raised there; all processes raise it.
+            TrainingError: likewise.
         """
         if self.size == 1:
             return work()
@@ -152,8 +153,9 @@ class World:
         distributed.broadcast_object_list(outcome)
         if outcome[1] is not None:
             text, code = outcome[1]
-            kind = TrainingError if code == 1 else UserError
-            raise kind(text)
+            if code == 1:
+                raise TrainingError(text)
+            raise UserError(text)
         answer: Answer = outcome[0]
         return answer
 

@@ -69,7 +69,7 @@ def predict(model: nn.Module, samples: Samples, part: str, world: World, *, chan
     batches = torch.split(torch.arange(len(labels)), EVALUATION_BATCH)
     # Filled up with what is thrown away below: every process must make as many passes of one size.
     shares = [world.share(functional.pad(batch, (0, -len(batch) % world.size))) for batch in batches]
-    for batch, positions, images in zip(batches, shares, samples.plain(part, shares), strict=True):
+    for batch, positions, images in zip(batches, shares, samples.plain_batches(part, shares), strict=True):
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with world.accelerator.autocast():

@@ -49,6 +49,11 @@ class Trainer:
         self.share = self.batch_size // world.size
         if self.share < config.accumulate:
             raise UserError(f"--accumulate {config.accumulate} is more than the {self.share} images of a process")
+        m = self.method.options.get("micro_batch_size")
+        if m is not None and m > self.share:
+            raise UserError(f"--m {m} is more than the {self.share} images that a process has in a step")
+        if m is not None and world.size > 1 and not world.local:
+            raise UserError("--perturbation global has one perturbation for the whole batch: leave --m out")
         self.steps_per_epoch = len(samples.training) // self.batch_size
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
@@ -165,7 +170,7 @@ class Trainer:
         labels = self.samples.labels[self._positions.pop(step)].to(self.world.device)
         if self.config.mixup or self.config.cutmix:
             key = derive(self.config.seed, "mix", step, *self._rank)
-            classes, mixup, cutmix = self.samples.images.classes, self.config.mixup, self.config.cutmix
+            classes, mixup, cutmix = self.samples.classes, self.config.mixup, self.config.cutmix
             images, labels = mix(images, labels, classes, mixup=mixup, cutmix=cutmix, key=key)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
-from flatwise.shards import local
+from flatwise.shards import is_sharded, local
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,7 +50,14 @@ class Loss:
             self.model(images).float(), targets, reduction=self.reduction, label_smoothing=self.smoothing
         )
         if self.decay and self.decayed:
-            # Of a cut parameter each process adds the part that it holds, whose gradient stays here.
-            squares = torch.stack([local(weight).square().sum() for weight in self.decayed])
-            loss = loss + 0.5 * self.decay * squares.sum()
+            loss = loss + 0.5 * self.decay * self._squares()
         return loss
+
+    def _squares(self) -> Tensor:
+        # Of a cut parameter each process differentiates the part that it holds: its gradient is not summed.
+        own = torch.stack([local(weight).square().sum() for weight in self.decayed]).sum()
+        if not any(map(is_sharded, self.decayed)):
+            return own
+        whole = own.detach().clone()
+        distributed.all_reduce(whole)
+        return own + (whole - own.detach())

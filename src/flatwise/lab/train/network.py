@@ -48,7 +48,14 @@ def new_model(config: TrainConfig, samples: Samples) -> nn.Module:
     Returns:
         The network.
     """
-    return build_model(config.model, samples.images.shape, samples.images.classes, derive(config.seed, "weights"))
+    return build_model(
+        config.model,
+        samples.shape,
+        samples.classes,
+        derive(config.seed, "weights"),
+        pretrained=config.pretrained,
+        keep_head=config.keep_head,
+    )
 
 
 def trained_network(config: TrainConfig, folder: TrainFolder, samples: Samples) -> nn.Module:
@@ -65,7 +72,7 @@ def trained_network(config: TrainConfig, folder: TrainFolder, samples: Samples) 
     Raises:
         UserError: the weights are damaged.
     """
-    model = new_model(config, samples)
+    model = build_model(config.model, samples.shape, samples.classes, config.seed)
     try:
         put_state(model.state_dict(), torch.load(folder.weights, map_location="cpu", weights_only=True))
     except DAMAGES as error:

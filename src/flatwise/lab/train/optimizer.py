@@ -43,11 +43,12 @@ def base_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.o
     """
     decay = 0.0 if config.decay_in_loss else config.weight_decay
     chosen = {id(weight) for weight in decayed(config, parameters)}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight for weight in parameters if (id(weight) in chosen) == wanted], "weight_decay": part}
         for wanted, part in ((True, decay), (False, 0.0))
     ]
-    groups = [group for group in groups if group["params"]]
+    # The peak, which warm-up does not begin with: methods that tie their radius to the rate ask for it.
+    groups = [{**group, "initial_lr": config.lr} for group in groups if group["params"]]
     if config.optimizer == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
@@ -127,4 +128,6 @@ def build_optimizer(
             return flatwise.SAM(base, 0.0, **{**more, "sync_ascent": None})
         return wrap(method, base, total_steps, model=model, train_size=train_size, batch_size=batch_size, more=more)
     except (TypeError, ValueError) as error:
-        raise UserError(f"method {method.name!r}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        reason = reason.replace("Use sync_ascent=True", "Use --perturbation global")
+        raise UserError(f"method {method.name!r}: {reason}") from error

@@ -46,6 +46,16 @@ class Samples:
     workers: int
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.images.shape
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.images.classes
+
+    @property
     def wrong(self) -> Tensor:
         """Boolean mask of the training images whose label is not the true one."""
         return self.labels != self.true_labels
@@ -82,8 +92,20 @@ class Samples:
         for images, key in zip(found, keys, strict=True):
             yield self.pipeline(images.to(self.device, non_blocking=True), key)
 
-    def plain(self, part: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def plain(self, part: str, positions: Tensor) -> Tensor:
         """Give images as they are at test time.
+
+        Args:
+            part: "training", "validation" or "test".
+            positions: which of its images.
+
+        Returns:
+            (images, channels, height, width), float32, on the device.
+        """
+        return next(self.plain_batches(part, [positions]))
+
+    def plain_batches(self, part: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Give batches of images as they are at test time.
 
         Args:
             part: "training", "validation" or "test".
@@ -111,7 +133,7 @@ class Samples:
         return self.labels if part == "training" else self.images.train_labels[self.validation]
 
 
-def load_samples(config: TrainConfig, device: torch.device) -> Samples:
+def load_samples(config: TrainConfig, device: torch.device | str = "cpu") -> Samples:
     """Load the data, choose the subset, hold out the validation part, then make training labels wrong.
 
     The seed alone decides all draws; they are those of ``flatwise compare``.
@@ -160,6 +182,6 @@ def load_samples(config: TrainConfig, device: torch.device) -> Samples:
         labels=labels,
         true_labels=images.train_labels[training],
         noise=report.as_dict(),
-        device=device,
+        device=torch.device(device),
         workers=config.loader_workers,
     )
