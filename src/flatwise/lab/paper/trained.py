@@ -53,10 +53,10 @@ def load_trained(config: TrainConfig, epoch: int | None = None) -> Trained:
     Returns:
         Network and images.
     """
-    samples = load_samples(config, torch.device("cpu"))
+    samples = load_samples(config)
     model = new_model(config, samples)
     folder = TrainFolder(Path(config.out) / config.folder_name())
     path = folder.weights if epoch is None else folder.kept_weights(epoch)
     put_state(model.state_dict(), torch.load(path, weights_only=True))
-    inputs = torch.cat(list(samples.plain("training", [torch.arange(len(samples.labels))])))
+    inputs = samples.plain("training", torch.arange(len(samples.labels)))
     return Trained(model.eval(), inputs, samples.labels)
