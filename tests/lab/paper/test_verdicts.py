@@ -39,8 +39,8 @@ def test_what_is_missing_is_said_to_be_missing() -> None:
 
 @pytest.mark.parametrize(
     ("words", "word"),
-    [([YES, YES], YES), ([YES, NO], NO), ([YES, OPEN], OPEN), ([OPEN, NO], NO), ([YES, NONE], OPEN), ([NONE], NONE),
-     ([NONE, NO], NO)],
+    [([YES, YES], YES), ([YES, NO], NO), ([YES, OPEN], OPEN), ([OPEN, NO], NO), ([YES, NONE], NONE),
+     ([OPEN, NONE], NONE), ([NONE], NONE), ([NONE, NO], NO)],
 )  # fmt: skip
 def test_a_claim_about_several_settings(words: list[Verdict], word: Verdict) -> None:
     assert together(words) is word

@@ -39,8 +39,8 @@ SIZES = (
     "network",
     "15 epochs of batch 64 instead of 200 of batch 256; no augmentation",
     "rho from 0.05, 0.1, 0.2, 0.5, 1 instead of 0.01 … 0.5: a smaller network takes a larger radius",
-    "learning rate from 0.02, 0.1 and weight decay from 5e-4, 5e-3, chosen for SGD in each setting; SGD with the "
-    "momentum of Nesterov, as in the official code",
+    "learning rate from 0.02, 0.1 and weight decay from 5e-4, 5e-3, chosen for SGD in each setting (two values each: "
+    "the best may lie outside); SGD with the momentum of Nesterov, as in the official code",
 )
 
 TABLE4 = Study(

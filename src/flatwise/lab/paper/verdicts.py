@@ -66,13 +66,9 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
         verdicts: one a setting.
 
     Returns:
-        Not confirmed where it fails in one; missing where nothing is known.
+        Not confirmed where it fails in one; else missing where one is missing, and not decided where one is.
     """
-    known = [verdict for verdict in verdicts if verdict is not Verdict.MISSING]
-    if not known:
-        return Verdict.MISSING
-    if Verdict.NOT_CONFIRMED in known:
-        return Verdict.NOT_CONFIRMED
-    if len(known) < len(verdicts) or Verdict.NOT_DECIDED in known:
-        return Verdict.NOT_DECIDED
+    for verdict in (Verdict.NOT_CONFIRMED, Verdict.MISSING, Verdict.NOT_DECIDED):
+        if verdict in verdicts:
+            return verdict
     return Verdict.CONFIRMED
