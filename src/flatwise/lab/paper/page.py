@@ -42,7 +42,28 @@ each with its 95 % interval over the seeds (Student's t). *Confirmed* means that
 sign, *not confirmed* that it has the other one, *not decided* that it has both. For "the same" the interval must lie
 within the margin that is stated. A claim about several settings is confirmed where it is in all of them, and not
 confirmed where it fails in one. Numbers of different sizes are not comparable; their signs are. The intervals cover
-the seeds, not the choice of data and network.
+the seeds, not the choice of data and network. Times are of a machine that did other work too; gradients a step are
+counted.
+"""
+
+
+FULL = """\
+## At the paper's own size
+
+None of this has been run here: it takes GPUs and CIFAR, SVHN or ImageNet.
+
+```bash
+flatwise reproduce --list                                        # data, steps and hours of every row
+flatwise reproduce table1 --list                                 # of one table, with a step timed on this machine
+flatwise reproduce table1 wrn28-10-basic --scale full            # one row, with the paper's five seeds
+flatwise reproduce table4 sam --scale full --data-root data --seeds 2
+```
+
+The settings are the recipes' (`flatwise recipes`), with the radii that the paper prints; the base also trains for
+twice the epochs where the paper says so, and of the two the better test error counts, as the paper reports it. The
+trainings of a row run one after the other, on one GPU; give each of several GPUs a row of its own
+(`CUDA_VISIBLE_DEVICES`). A row that was stopped goes on, a cell whose trainings have not all finished is said to be
+missing, and the numbers go to `runs/reproduce/records`.
 """
 
 
@@ -70,7 +91,7 @@ def page_of(records: Path, spectra: Path) -> str:
         findings = spectra_findings(json.loads(spectra.read_text(encoding="utf-8")))
         sections.append(_spectra(findings))
         summary += [("Hessian spectra", claim) for claim in findings.claims]
-    return "\n\n".join([HEAD.strip(), _summary(summary), *sections]) + "\n"
+    return "\n\n".join([HEAD.strip(), _summary(summary), *sections, FULL.strip()]) + "\n"
 
 
 def _summary(claims: Sequence[tuple[str, Judged]]) -> str:
