@@ -68,6 +68,7 @@ def test_sharpness_by_steps(tmp_path: Path) -> None:
     # One step is SAM's own; twenty keep the highest point that they met, which is no lower than that of one.
     assert 0 < one["sharpness_own_steps"] <= one["sharpness_common_steps"]
     assert 0 < five["sharpness_own_steps"] <= five["sharpness_common_steps"]
+    assert by_steps(trained(tmp_path, method="base")) == {}
 
 
 def test_m_sharpness_falls_with_m_and_the_gap_is_that_of_the_accuracies(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert stored.record.seeds == made.seeds
     assert stored.about["wall_seconds"] == 3.0
     assert json.loads(path.read_text())["study"] == "made-up"
+    # What a setting's trainings share is written once.
+    assert path.read_text().count('"dataset"') == 1
 
 
 def test_no_record_and_a_foreign_one(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def quantities_of(findings: Findings) -> Grid | None:
     rows = []
     for row in findings.rows:
         found = {(setting, name): value for setting, name, value in row.quantities}
-        rows.append((row.arm, *(spread(found.get(key)) for key in names)))
+        rows.append((row.arm, *(spread(found[key]) if key in found else NOTHING for key in names)))
     return Grid(headings, tuple(rows))
 
 

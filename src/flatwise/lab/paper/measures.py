@@ -75,18 +75,20 @@ def by_steps(config: TrainConfig) -> Values:
         config: of the training; ``ascent_steps`` in its method says how many steps it climbed itself.
 
     Returns:
-        Means over batches: by the training's own number of steps, and by a number common to all.
+        Means over batches: by the training's own number of steps, and by a number common to all; nothing for the base,
+        which has no radius.
     """
+    if config.rho is None:
+        return {}
     own = int(config.method.rpartition("ascent_steps=")[2] or 1) if "ascent_steps=" in config.method else 1
     trained = load_trained(config)
-    rho = COMMON_RHO if config.rho is None else config.rho
     found: dict[int, list[float]] = {own: [], COMMON_STEPS: []}
     for batch in trained.batches(config.batch_size, BATCHES):
         for steps, rises in found.items():
             names = ["one_step"] if steps == 1 else ["n_steps"]
             result = measure.sharpness(
-                trained.model, loss_fn, [batch], measures=names, rho=rho, steps=steps, eigenvalues=0, trace=False,
-                progress=False,
+                trained.model, loss_fn, [batch], measures=names, rho=config.rho, steps=steps, eigenvalues=0,
+                trace=False, progress=False,
             )  # fmt: skip
             rises.append(result.row(names[0]).value)
     return {"sharpness_own_steps": _mean(found[own]), "sharpness_common_steps": _mean(found[COMMON_STEPS])}
