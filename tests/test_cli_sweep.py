@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flatwise.cli import main, parse
-from flatwise.commands.flags import parse_flags
+from flatwise.lab.recipes import load_recipe
 from flatwise.lab.sweep import SweepConfig
 from flatwise.lab.sweep.results import Row, command
 from flatwise.lab.train import TrainConfig
@@ -47,10 +48,32 @@ def test_every_setting_of_a_training_is_a_flag_and_fixed_for_all_trials() -> Non
         val_fraction=0.1, tracker="none",
     )  # fmt: skip
     assert (config.rho, config.seeds) == ("0.1", 2)
-    assert parse(["sweep"]) == SweepConfig(fixed=config.fixed | {
-        "dataset": "cifar10", "model": "wrn-28-10", "epochs": 200, "train_size": None, "batch_size": 256,
-        "nesterov": True, "label_noise": 0.0,
-    })  # fmt: skip
+    assert parse(["sweep"]) == SweepConfig()
+
+
+def test_a_recipe_is_fixed_but_for_its_radius_where_no_flag_says_otherwise() -> None:
+    name = "cifar100-wrn28-10-cutout-sam"
+    recipe = TrainConfig(**load_recipe(name))
+    config = parse(["sweep", "--recipe", name, "--batch-size", "64"])
+    assert config.training == replace(
+        recipe, batch_size=64, val_fraction=0.1, tracker="none", method="sam", rho=None, lr=0.1, weight_decay=0.0005
+    )
+    space = config.space
+    assert space.methods == (recipe.method,)
+    assert (space.lr.choices, space.weight_decay.choices) == ((recipe.lr,), (recipe.weight_decay,))
+    assert set(space.radii) == {recipe.method}
+    wider = parse(["sweep", "--recipe", name, "--methods", "base,sam", "--lr", "0.01:1:log"]).space
+    assert wider.methods == ("base", "sam")
+    assert wider.lr.log
+
+
+def test_a_sweep_is_not_started_by_torchrun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sweep", *SMALL, "--out", str(tmp_path)]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_lists_the_search_and_the_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +108,6 @@ def test_the_offered_command_is_the_trial_itself_on_another_seed() -> None:
     )  # fmt: skip
     words = shlex.split(command(config, row))
     assert words[:2] == ["flatwise", "train"]
-    assert parse_flags(TrainConfig, words[2:], "train", "") == TrainConfig(
+    assert parse(words[1:]) == TrainConfig(
         **fixed, val_fraction=0.1, method="sam:p=inf", rho=0.1 + 0.2, lr=1 / 3, weight_decay=1e-5, seed=7
     )

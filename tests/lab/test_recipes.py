@@ -290,6 +290,13 @@ def test_the_command_lists_all_and_prints_one(capsys: pytest.CaptureFixture[str]
     assert "\nsteps = 10000\n" in capsys.readouterr().out
 
 
+def test_the_page_has_the_commands_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert page.partition("## All recipes")[2].split("\n\n")[2].splitlines() == printed
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

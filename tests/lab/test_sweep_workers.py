@@ -68,8 +68,8 @@ class Script:
 
 
 def test_a_worker_that_dies_is_replaced_and_its_trial_reported_as_lost(tmp_path: Path) -> None:
-    run = {**TINY, "method": "sam", "val_fraction": 0.1, "out": str(tmp_path / "trials")}
-    tasks = [{"trial": number, "runs": [{**run, "seed": number}]} for number in range(3)]
+    run = {**TINY, "method": "sam", "val_fraction": 0.1}
+    tasks = [{"trial": n, "runs": [{**run, "seed": n, "out": str(tmp_path / "trials" / str(n))}]} for n in range(3)]
     with Crew(1, tmp_path) as crew:
         script = Script(crew, tasks)
         crew.run(script)
@@ -78,6 +78,8 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_reported_as_lost(tmp_path:
     assert "exit code -9, out of memory?" in cause
     assert [event for trial, event in script.heard if trial == 1] == ["epoch", "epoch", "run", "done"]
     assert [event for trial, event in script.heard if trial == 2] == ["epoch", "stopped"]
+    # What was stopped leaves nothing that could be taken for a result.
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["0", "1"]
 
 
 def test_a_sweep_that_was_killed_goes_on_without_loss(tmp_path: Path) -> None:

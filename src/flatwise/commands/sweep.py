@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from flatwise.commands.flags import field_helps, parse_flags
+from flatwise.commands.flags import field_helps, parse_given
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 CONTINUES = True
 DESCRIPTION = (
     "Search the method, its radius, the learning rate and the weight decay by the accuracy on held-out training "
-    "images. All options below --quiet are those of flatwise train, and fixed for all trials."
+    "images. All options below --quiet are those of flatwise train, and fixed for all trials. What is true or "
+    "false has --name and --no-name."
 )
+MORE = {"recipe": "fix a recipe's settings (flatwise recipes lists them) and search its radius; flags override them"}
 SHOWN = 10
 """Trials in the table."""
 
@@ -47,12 +49,27 @@ def parse(words: Sequence[str]) -> SweepConfig | None:
         ],
         namespace={"__doc__": _document({**field_helps(TrainConfig), **field_helps(SweepConfig)})},
     )
-    given: Any = parse_flags(both, words, "sweep", DESCRIPTION)
+    given = parse_given(both, words, "sweep", DESCRIPTION, MORE)
     if given is None:
         return None
+    name = given.pop("recipe", None)
+    settings = {**({} if name is None else _from_recipe(name)), **given}
     return SweepConfig(
-        **{name: getattr(given, name) for name in own}, fixed={name: getattr(given, name) for name in fixed}
+        **{name: settings[name] for name in own if name in settings},
+        fixed={name: settings[name] for name in fixed if name in settings},
     )
+
+
+def _from_recipe(name: str) -> dict[str, Any]:
+    """Fix what a recipe states: only its radius is searched, as in the paper, where no flag says otherwise."""
+    from flatwise.lab.recipes import load_recipe
+    from flatwise.lab.sweep.config import DEFAULTS, SET_BY_TRIAL
+    from flatwise.lab.train.config import train_config_from
+
+    recipe = load_recipe(name)
+    one = train_config_from(recipe)
+    stated = {field: value for field, value in recipe.items() if field not in SET_BY_TRIAL and field not in DEFAULTS}
+    return {**stated, "methods": one.method, "lr": repr(one.lr), "weight_decay": repr(one.weight_decay)}
 
 
 def _document(helps: dict[str, str]) -> str:

@@ -29,8 +29,8 @@ TIMM = (
 )
 """The networks of the papers; any other name of timm will do as well."""
 
-# Dropout before the last layer of an EfficientNet (Tan & Le, ICML 2019; the SAM authors' code); in it branches are dropped
-# with 0.2. timm's default is no dropout.
+# Dropout before the last layer of an EfficientNet, beside branches that are dropped with 0.2 (Tan & Le, ICML 2019; the
+# SAM authors' code). timm's default is no dropout.
 _DROPOUT = {"b0": 0.2, "b1": 0.2, "b2": 0.3, "b3": 0.3, "b4": 0.4, "b5": 0.4, "b6": 0.5, "b7": 0.5, "l2": 0.5}
 
 
@@ -60,7 +60,7 @@ def timm_network(name: str, shape: Shape, classes: int, *, pretrained: bool, kee
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         known = dict.fromkeys((*OWN, *TIMM, *close))
         raise UnknownNameError("model", name, known)
-    config: Any = timm.get_pretrained_cfg(full)
+    config = _weights(timm, full)
     options = _options(full)
     if config.fixed_input_size and tuple(config.input_size[1:]) != tuple(shape[1:]):
         options["img_size"] = shape[1:]
@@ -89,11 +89,20 @@ def _timm(name: str) -> ModuleType:
         if name in TIMM:
             raise UserError(f"{name} is a network of timm: pip install 'flatwise[timm]'") from error
         raise UserError(
-            f"model {name!r} is none of flatwise's own{nearest(name, OWN)} "
+            f"model {name!r} is none of flatwise's own{nearest(name, OWN) or '.'} "
             "For those of timm: pip install 'flatwise[timm]'"
         ) from error
     module: ModuleType = timm
     return module
+
+
+def _weights(timm: Any, name: str) -> Any:
+    """Return what timm knows of the weights of a name; they may not exist."""
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that it does not know
+        known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise UnknownNameError("weights", name, known) from error
 
 
 def _options(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,17 +81,9 @@ class OnDisk:
             UserError: an image is broken.
             TrainingError: a process ended on its own, as where memory runs out.
         """
-        loader: DataLoader[Tensor | str] = DataLoader(
-            _Batches(self),
-            batch_sampler=_Plan(plan),
-            num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
-            collate_fn=_as_it_is,
-            # else the loader would draw the seeds of its processes from torch's own generator
-            generator=torch.Generator(),
-        )
+        ready = self._start(plan, workers)
         try:
-            for found in loader:
+            for found in ready:
                 if isinstance(found, str):
                     raise UserError(found)
                 yield found
@@ -98,6 +91,26 @@ class OnDisk:
             raise TrainingError(
                 f"a process that reads images ended: {one_line(error)}; use fewer --loader-workers, or 0"
             ) from error
+        finally:
+            # ends the processes now; the traceback of an error would keep them
+            del ready
+
+    def _start(self, plan: Plan, workers: int) -> Iterator[Tensor | str]:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a fork where there are threads, and torch has some; a child here only decodes.
+            warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+            # More processes than processors are the user's choice: they wait for the disk too.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            loader: DataLoader[Tensor | str] = DataLoader(
+                _Batches(self),
+                batch_sampler=_Plan(plan),
+                num_workers=workers,
+                prefetch_factor=AHEAD if workers else None,
+                collate_fn=_as_it_is,
+                # else the loader would draw the seeds of its processes from torch's own generator
+                generator=torch.Generator(),
+            )
+            return iter(loader)
 
 
 class _Plan(Iterable[list[tuple[int, int | None]]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,14 +13,14 @@ from flatwise.lab.train.config import train_config_from
 
 Event = dict[str, Any]
 Task = dict[str, Any]
-"""``trial``, its number, and ``runs``, the fields of its trainings."""
+"""``trial``, its number, and ``runs``, the fields of its trainings, all in one folder that is the trial's own."""
 
 
 def perform(task: Task, tell: Callable[[Event], bool]) -> None:
     """Do the trainings of one trial.
 
     Args:
-        task: what to train.
+        task: what to train; where it is stopped, its folder is removed.
         tell: takes the events ``epoch``, ``run`` (a training has finished), and at the end ``done``, ``stopped`` or
             ``failed``; where it answers an ``epoch`` with True, the trial ends there.
     """
@@ -44,6 +45,8 @@ def perform(task: Task, tell: Callable[[Event], bool]) -> None:
             tell({"event": "failed", **trial, "text": str(error)})
             return
         if stopped:
+            # The study has its epochs; its checkpoints would only fill the disk, and could be taken for a result.
+            shutil.rmtree(config.out, ignore_errors=True)
             tell({"event": "stopped", **trial})
             return
         last = result["history"][-1]

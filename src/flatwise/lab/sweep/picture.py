@@ -128,7 +128,9 @@ def _legend(rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> list[Any
         if any(row.rho is not None for row in rows if row.method == name):
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
         else:
-            handles.append(Line2D([], [], color=colour, linestyle=(0, (5, 1.5)), label=f"{name}, its best"))
+            ended = len([row for row in finished(rows) if row.method == name])
+            label = f"{name}, the best of {ended}" if ended else f"{name}, always stopped"
+            handles.append(Line2D([], [], color=colour, linestyle=(0, (5, 1.5)), label=label))
     if any(row.pruned and row.rho is not None for row in rows):
         handles.append(Line2D([], [], color="#999999", marker="x", linestyle="none", label="stopped early"))
     return handles

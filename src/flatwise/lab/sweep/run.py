@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatwise.errors import CannotWriteError
+from flatwise.errors import CannotWriteError, UserError
 from flatwise.files import write_json
 from flatwise.lab.lock import locked
 from flatwise.lab.sweep.config import SweepConfig
@@ -46,7 +47,10 @@ def sweep(config: SweepConfig) -> Sweep:
 
     Raises:
         CannotWriteError: the place cannot be written.
+        UserError: it was started with torchrun.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("a sweep trains each trial in one process: start it without torchrun, and see --workers")
     folder = Path(config.out) / config.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
