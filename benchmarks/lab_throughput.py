@@ -31,7 +31,7 @@ class BareLoop:
     """What one would write by hand: shuffle, slice, forward, backward, step."""
 
     def __init__(self, config: CompareConfig, trainer: Trainer) -> None:
-        self.model = build_model(config.model, trainer.data.train_inputs.shape[-1], 10, seed=0)
+        self.model = build_model(config.model, trainer.data.train_inputs.shape[1:], 10, seed=0)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.01, momentum=config.momentum, weight_decay=config.weight_decay
         )

@@ -138,7 +138,21 @@ def check_python(arguments: list[str]) -> None:
     assert all((ROOT / path).exists() for path in paths), arguments
 
 
-COMMANDS = {"python": check_python, "flatwise": check_flatwise, "make": check_make, "pip": check_pip}
+def check_launch(arguments: list[str]) -> None:
+    """What starts several processes of `-m flatwise`: the part behind it is read as the program reads it."""
+    place = arguments.index("flatwise")
+    assert arguments[place - 1] == "-m", arguments
+    check_flatwise(arguments[place + 1 :])
+
+
+COMMANDS = {
+    "torchrun": check_launch,
+    "accelerate": check_launch,
+    "python": check_python,
+    "flatwise": check_flatwise,
+    "make": check_make,
+    "pip": check_pip,
+}
 
 
 def check_bash(block: Block) -> None:

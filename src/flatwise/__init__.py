@@ -25,6 +25,7 @@ from flatwise.mixing import GradientNormPenalty, Renormalised, ReusedPart, Surro
 from flatwise.optimizer import SAM
 from flatwise.record import StepRecord
 from flatwise.schedule import AdaptiveSchedule, Schedule
+from flatwise.true_gradient import true_gradient_wanted, true_gradients
 from flatwise.variants import Variant, create, list_variants, variant_info
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "WeightedSharpness",
     "create",
     "list_variants",
+    "true_gradient_wanted",
+    "true_gradients",
     "variant_info",
 ]
 __version__ = "0.1.0"

@@ -35,6 +35,7 @@ from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
 from flatwise.shards import is_sharded
+from flatwise.true_gradient import true_gradients
 from flatwise.weights import Displacement, Piece
 
 _NO_BATCH: Any = object()
@@ -200,7 +201,7 @@ class BSAM(Optimizer):
             try:
                 displacement.add(self._noise(step), 1.0)
                 torch.clear_autocast_cache()
-                with nullcontext() if own else refuse_stale_gradients(self.param_groups):
+                with nullcontext() if own else refuse_stale_gradients(self.param_groups), true_gradients():
                     record._loss = loss = first_pass(run)
                 scaling.unscale(self.param_groups)
                 displacement.undo()

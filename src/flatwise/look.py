@@ -26,6 +26,7 @@ from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule, StepNoise
 from flatwise.select import Selection
 from flatwise.shards import Sharding, is_sharded, reshard
+from flatwise.true_gradient import true_gradients
 from flatwise.weights import Displacement, Piece, pieces_of
 
 _TINY = 2.0**100
@@ -338,7 +339,7 @@ class Look:
         kept = [p.grad for p in params]
         self._method.clear()
         self._guard.rewind()
-        with warnings.catch_warnings(), KeepGraph() as mode:
+        with warnings.catch_warnings(), KeepGraph() as mode, true_gradients():
             warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
             later_pass(closure)
         if not mode.used:

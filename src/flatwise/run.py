@@ -32,6 +32,7 @@ from flatwise.passes import (
     sample_losses,
 )
 from flatwise.record import StepRecord
+from flatwise.true_gradient import true_gradients
 
 Loss = Tensor | float
 
@@ -282,7 +283,7 @@ class Run:
         if not ranked:
             guard.between()
         for _ in range(steps - 1):
-            with method.ranks.apart() if local else nullcontext():
+            with method.ranks.apart() if local else nullcontext(), true_gradients():
                 later_pass(ascend)
             method.unscale()
             if local:
@@ -339,7 +340,8 @@ class Run:
     def _first(self, look: Look, ascend: Closure) -> tuple[Loss, bool]:
         saves = self.active and not self.method.one_pass
         outputs = self.outputs.take() if self.outputs is not None and self.active else nullcontext()
-        with look.only_what_moves() if saves else nullcontext(False) as cheap, outputs:
+        true = true_gradients() if saves else nullcontext()  # else the base optimizer may see this gradient
+        with look.only_what_moves() if saves else nullcontext(False) as cheap, outputs, true:
             try:
                 return first_pass(ascend), cheap
             except RuntimeError as error:

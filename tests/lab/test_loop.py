@@ -71,7 +71,7 @@ def test_the_base_is_a_loop_written_by_hand() -> None:
     made = trainer("sgd")
     losses = [made.train_epoch(epoch) for epoch in range(3)]
 
-    model = build_model("cnn-small", 8, 10, derive(0, "weights"))
+    model = build_model("cnn-small", (1, 8, 8), 10, derive(0, "weights"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     inputs, labels = made.split.inputs, made.split.labels
     step, by_hand = 0, []

@@ -204,7 +204,7 @@ def test_noisy_labels_bear_a_larger_radius():
 
 @pytest.mark.parametrize(
     ("name", "options", "passes"),
-    [("sam", {}, 2), ("asam", {}, 2), ("msam", {}, 1), ("vasso", {}, 2), ("multi-step", {}, 3), ("m-sam", {}, 2)],
+    [("sam", {}, 2), ("asam", {}, 2), ("vasso", {}, 2), ("multi-step", {}, 3), ("m-sam", {}, 2)],
 )
 def test_the_cost_is_what_is_counted_and_within_a_twentieth(name, options, passes):
     model, data = task()
@@ -223,6 +223,22 @@ def test_the_cost_is_what_is_counted_and_within_a_twentieth(name, options, passe
     assert counted <= found.allowed == 0.05 * 1000 * passes
     assert counted > 0.8 * found.allowed
     assert found.cost.gradient_evaluations == pytest.approx(counted / (found.conditions.samples / 16))
+
+
+@pytest.mark.parametrize("name", ["msam", "adaptive-msam", "stale", "random"])
+def test_a_method_with_one_pass_keeps_its_own_radius_and_costs_nothing(name):
+    model, data = task()
+
+    def never(model, batch):
+        raise AssertionError("nothing is measured")
+
+    found = suggest_rho(model, never, data, sgd(model), total_steps=1000, method=name, progress=False)
+    assert found.rho == flatwise.variant_info(name).rho
+    assert found.gradients == 0 == found.cost.gradient_evaluations
+    assert found.candidates == ()
+    assert "one pass" in str(found)
+    ready = flatwise.create(name, sgd(model), rho=0.7)
+    assert suggest_rho(model, never, data, ready, total_steps=1000, progress=False).rho == 0.7
 
 
 def test_an_optimizer_of_flatwise_is_taken_as_it_is():

@@ -66,7 +66,7 @@ class Trainer:
         self.epochs = config.epochs * method.longer
         self.total_steps = total_steps or self.epochs * self.steps_per_epoch
         self.model: nn.Module = build_model(
-            config.model, data.train_inputs.shape[-1], data.classes, derive(seed, "weights")
+            config.model, data.train_inputs.shape[1:], data.classes, derive(seed, "weights")
         )
         self.base = base_optimizer(config, list(self.model.parameters()))
         self.samples_differentiated = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import flatwise
 from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.config import CompareConfig
 
+BASES = frozenset({"sgd", "adamw", "rmsprop"})
 ALIASES = {"m": "micro_batch_size"}
 NUMBERS = {"inf": math.inf, "true": True, "false": False}
 """Words that are values, as in lp:p=inf, beside what Python can read."""
@@ -54,7 +55,14 @@ def parse_methods(config: CompareConfig) -> list[Method]:
     Raises:
         UserError: an unknown method or option, a bad value, or the same method twice.
     """
-    methods = [_parse(text, config) for text in _texts(config.methods)]
+
+    def base(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return base_optimizer(config, parameters)
+
+    def rho(variant: str) -> float:
+        return _default_rho(variant, config)
+
+    methods = [parse_method(text, config.optimizer, rho, base) for text in split_methods(config.methods)]
     names = [method.name for method in methods]
     if not names:
         raise UserError("--methods names no method; for example --methods sgd,sam")
@@ -83,22 +91,43 @@ def trained_methods(config: CompareConfig) -> list[Method]:
     return methods
 
 
-def _parse(text: str, config: CompareConfig) -> Method:
+def parse_method(
+    text: str,
+    optimizer: str,
+    rho: Callable[[str], float],
+    base: Callable[[list[Tensor]], torch.optim.Optimizer],
+) -> Method:
+    """Read one method and check it against the core.
+
+    Args:
+        text: a name with options, such as ``"sam:rho=0.5:m=32"``.
+        optimizer: the base optimizer's name.
+        rho: the radius of a variant that states none.
+        base: builds the base optimizer around parameters.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: a bad option or value, or another base optimizer's name.
+        UnknownNameError: no such method.
+    """
     variant, *assignments = _split(text, ":")
-    base = config.optimizer
-    if variant in {base, "base"}:
+    if variant in {optimizer, "base"}:
         if assignments:
             raise UserError(f"{variant} is the base optimizer; its settings are flags (--lr), not {assignments[0]!r}")
-        return Method(base, None)
-    if variant in {"sgd", "adamw"}:
-        raise UserError(f"the base optimizer here is {base}: write {base} or base, or set --optimizer {variant}")
+        return Method(optimizer, None)
+    if variant in BASES:
+        raise UserError(
+            f"the base optimizer here is {optimizer}: write {optimizer} or base, or set --optimizer {variant}"
+        )
     known = list(flatwise.list_variants())
     if variant not in known:
-        raise UnknownNameError("method", variant, [base, *known])
+        raise UnknownNameError("method", variant, [optimizer, *known])
     options = dict(_assignment(part, text) for part in assignments)
-    options.setdefault("rho", _default_rho(variant, config))
+    options.setdefault("rho", rho(variant))
     method = Method(text, variant, options)
-    _check(method, config)
+    _check(method, base)
     return method
 
 
@@ -123,12 +152,12 @@ def _assignment(part: str, text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _check(method: Method, config: CompareConfig) -> None:
+def _check(method: Method, base: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
     # The core knows its options best: it builds the method around a few weights, and its refusal is shown.
     with torch.random.fork_rng(devices=()):
         model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.LayerNorm(1))
     try:
-        wrap(method, base_optimizer(config, list(model.parameters())), total_steps=100, model=model)
+        wrap(method, base(list(model.parameters())), total_steps=100, model=model)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"method {method.name!r}: {reason}") from error
@@ -142,6 +171,7 @@ def wrap(
     model: torch.nn.Module | None = None,
     train_size: int = 1,
     batch_size: int = 4,
+    more: Mapping[str, Any] | None = None,
 ) -> Any:
     """Build a method's optimizer around a base optimizer, with what only the lab knows.
 
@@ -152,6 +182,7 @@ def wrap(
         model: what is trained.
         train_size: number of training samples.
         batch_size: samples in a step.
+        more: options that do not come from the method's text.
 
     Returns:
         The core's optimizer.
@@ -170,10 +201,18 @@ def wrap(
         given["total_steps"] = total_steps  # whether or not the method looks at it
         if {"only", "scaled"} & set(method.options):
             given["model"] = model
-    return flatwise.create(method.variant, base, **{**given, **method.options})
+    return flatwise.create(method.variant, base, **{**given, **(more or {}), **method.options})
 
 
-def _texts(methods: str) -> list[str]:
+def split_methods(methods: str) -> list[str]:
+    """Cut a list of methods at its commas.
+
+    Args:
+        methods: such as ``"sgd,gsam:alpha=0.4,rho_min=0.1"``.
+
+    Returns:
+        The text of each, such as ``"gsam:alpha=0.4:rho_min=0.1"``.
+    """
     # A comma may stand before an option too, as in gsam:alpha=0.4,rho_min=0.1: no method's name has an equals sign.
     texts: list[str] = []
     for text in (part.strip() for part in _split(methods, ",")):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatwise.errors import UserError
 from flatwise.files import write_atomically
@@ -18,15 +19,16 @@ from flatwise.lab.models import build_model
 from flatwise.seeds import derive
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
+def save_weights(path: Path, model: nn.Module | Mapping[str, Tensor]) -> None:
     """Write weights and buffers as a plain state_dict, atomically; ``torch.load(path)`` reads it.
 
     Args:
         path: the file.
-        model: whose weights.
+        model: whose weights, or its state.
     """
+    entries = model.state_dict() if isinstance(model, nn.Module) else model
     # Copied to the CPU and out of any larger storage that they are views of, which torch.save would write whole.
-    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().clone() for name, value in entries.items()}
     write_atomically(path, lambda file: torch.save(state, file))
 
 
@@ -41,7 +43,7 @@ def initial_model(config: CompareConfig, seed: int) -> nn.Module:
         The network, in training mode.
     """
     data = load_data(config.dataset, config.data_root)
-    return build_model(config.model, data.train_inputs.shape[-1], data.classes, derive(seed, "weights"))
+    return build_model(config.model, data.train_inputs.shape[1:], data.classes, derive(seed, "weights"))
 
 
 def trained_model(config: CompareConfig, folder: RunFolder, name: str, seed: int) -> nn.Module:

@@ -80,7 +80,6 @@ class Agreement:
         # In these forms the first pass of a step is at w, where the gradient is known already.
         descent, batching = optimizer._descent, optimizer._batching
         self.repeats = batching.splits or descent.adds_term or descent.needs_output
-        self.one_pass = optimizer._method.one_pass
         self.remembers = bool(optimizer._ascent.direction.remembers or descent.remembers)
 
     @property
@@ -88,12 +87,12 @@ class Agreement:
         """Gradients in a whole step of the method."""
         method = self._optimizer
         extra = int(method._descent.adds_term)
-        return 1 if self.one_pass else 1 + method._ascent.steps + extra
+        return 1 + method._ascent.steps + extra
 
     @property
     def price(self) -> int:
         """Gradients that one direction costs here."""
-        return self.passes if self.repeats or self.one_pass else self.passes - 1
+        return self.passes if self.repeats else self.passes - 1
 
     @property
     def warm_price(self) -> int:
@@ -189,7 +188,7 @@ class Agreement:
         twin, optimizer, batch = self._twin, self._optimizer, self._batches[number]
         self._place(rho)
         twin.zero_grad()
-        known = not (self.repeats or self.one_pass)
+        known = not self.repeats
 
         def closure() -> Tensor:
             nonlocal known

@@ -25,6 +25,7 @@ from flatwise.measure.select import Parameters, selected
 from flatwise.measure.unchanged import seed_all, unchanged
 from flatwise.norms import accumulation_dtype
 from flatwise.seeds import derive
+from flatwise.true_gradient import true_gradients
 
 LossFn = Callable[[Module, Any], Tensor]
 Mode = Literal["eval", "train", "as is"]
@@ -170,7 +171,7 @@ class Problem:
         Yields:
             Nothing.
         """
-        with unchanged(self.model):
+        with unchanged(self.model), true_gradients():  # of the loss that is measured, whatever layers do in training
             if self.mode != "as is":
                 self.model.train(self.mode == "train")
             yield

@@ -50,7 +50,8 @@ class RhoSuggestion:
     Attributes:
         rho: the radius, two digits.
         method: of the family; :data:`GIVEN` where the optimizer was a :class:`flatwise.SAM`.
-        candidates: what was found at each radius that was tried, rising.
+        candidates: what was found at each radius that was tried, rising; none for a method with one pass, whose own
+            radius is the answer.
         reason: in words.
         notes: what a reader should know, in sentences.
         steps: that the copy was trained for first.
@@ -86,8 +87,10 @@ class RhoSuggestion:
 
     def __str__(self) -> str:
         """Write the page for the terminal."""
-        lines = [f"suggested radius for {self.method}: rho = {self.rho:g}", f"  {self.reason}", ""]
-        lines.append(f"  {'rho':>9}  {'descent on other samples':>25}  {'cosine with own gradient':>25}")
+        lines = [f"suggested radius for {self.method}: rho = {self.rho:g}", f"  {self.reason}"]
+        if not self.candidates:
+            return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        lines += ["", f"  {'rho':>9}  {'descent on other samples':>25}  {'cosine with own gradient':>25}"]
         for entry in self.candidates:
             share = f"{100 * entry.agreement:.0f} % of the base's"
             mark = "" if entry.harmless else "  too much"
@@ -144,6 +147,10 @@ def suggest_rho(
     with generators_of(data), unchanged(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "only .* of the perturbation arrives")
         twin, name, always = _prepared(model, optimizer, method, options)
+        start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
+        if twin.optimizer._method.one_pass:
+            problem = Problem(twin.model, loss_fn, iter(some_batches(data, 1)), mode=mode, seed=seed)
+            return _own_radius(start, name, share * total_steps, problem)
         look = Agreement(twin, loss_fn, borne=BORNE, least_cosine=LEAST_COSINE, seed=seed)
         allowed = share * total_steps * (look.passes if always else 1)
         steps, count, readings = _plan(look, allowed, share, total_steps)
@@ -159,18 +166,12 @@ def suggest_rho(
             look.train(batches[:-count], steps)
             bar.advance(steps)
             look.stand(batches[-count:])
-            start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
             found = search(lambda rho: _advanced(look.read(rho), bar), start, readings)
         rho, reason, notes = chosen(found)
         notes.append(START_ONLY)
         if look.base.value <= 2 * look.base.error:
             notes.append("without a perturbation too, the gradients of different batches hardly agree: the radius is "
                          "uncertain")  # fmt: skip
-        if look.one_pass:
-            notes.append(
-                "the rule does not fit this method, which moves all batches along one direction, downhill: the radius "
-                "is harmless, and probably far too small to help. Begin with the default of flatwise.create"
-            )
         if len(batches) < steps + count:
             notes.append(f"{len(batches)} batches were given; {steps + count} would not have been used twice")
         problem.gradient_evaluations += look.spent / len(batches)
@@ -188,6 +189,28 @@ def suggest_rho(
             conditions=problem.conditions(),
             cost=problem.cost(),
         )
+
+
+def _own_radius(rho: float, method: str, allowed: float, problem: Problem) -> RhoSuggestion:
+    """Answer for a method with one pass without a probe.
+
+    It moves every batch along one direction. Where this is the way that the weights have just gone down, the other
+    batches have less left to gain there, at any radius that does something: what a radius costs at once says nothing.
+    """
+    return RhoSuggestion(
+        rho=rho,
+        method=method,
+        candidates=(),
+        reason="the radius that it has: the probe's rule does not fit a method with one pass, and nothing was measured",
+        notes=("compare it, and radii three times smaller and larger, with the base",),
+        steps=0,
+        batches=0,
+        gradients=0.0,
+        allowed=allowed,
+        base_agreement=(math.nan, math.nan),
+        conditions=problem.conditions(),
+        cost=problem.cost(),
+    )
 
 
 def _advanced(reading: Reading, bar: Bar) -> Reading:

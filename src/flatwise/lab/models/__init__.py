@@ -1,45 +1,51 @@
-"""The networks of the lab, each sized to its data set."""
+"""The networks of the lab: its own, by name and numbers, and all of timm's."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from flatwise.errors import UnknownNameError
-from flatwise.lab.models.resnet import resnet
-from flatwise.lab.models.small import cnn_plain, cnn_small, mlp
+from flatwise.errors import UserError
+from flatwise.lab.models.from_timm import TIMM, timm_network
+from flatwise.lab.models.names import COMPARED, OWN, Shape, own_network
 
-# name -> (side of the square image, classes) -> network
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
-    "mlp": mlp,
-    "cnn-small": cnn_small,
-    "cnn-plain": cnn_plain,
-    "resnet8": lambda side, classes: resnet(1, classes),
-    "resnet20": lambda side, classes: resnet(3, classes),
-}
+__all__ = ["MODELS", "Shape", "build_model"]
+
+MODELS = (*OWN, *TIMM)
+"""Names to show. The numbers in some may be others, and any other name is looked up in timm."""
 
 
-def build_model(name: str, side: int, classes: int, seed: int) -> nn.Module:
+def build_model(
+    name: str, shape: Shape, classes: int, seed: int, *, pretrained: bool = False, keep_head: bool = False
+) -> nn.Module:
     """Build a network whose initial weights the seed alone decides.
 
     Args:
-        name: one of ``MODELS``.
-        side: height and width of the images, in pixels.
+        name: one of ``MODELS``, the same with other numbers (``wrn-D-K``, ``wrn-D-K-nobn``, ``shakeshake-D-2xWd``,
+            ``pyramidnet-D-A``, ``pyramidnet-D-A-shakedrop``), or any name of timm.
+        shape: channels, height and width of the images, in pixels.
         classes: number of classes.
         seed: decides the weights; the global random state stays as it was.
+        pretrained: begin with timm's pretrained weights, with a new last layer.
+        keep_head: keep the pretrained last layer too.
 
     Returns:
         The network, in training mode.
 
     Raises:
-        UnknownNameError: no such model.
+        UserError: the lab has no such network; or pretrained weights are asked for that there are none of.
     """
-    if name not in MODELS:
-        raise UnknownNameError("model", name, MODELS)
+    if keep_head and not pretrained:
+        raise UserError("--keep-head keeps a pretrained last layer: add --pretrained")
+    build = own_network(name)
+    if build is not None and pretrained:
+        raise UserError(f"there are no pretrained weights of {name}, only of timm's networks: leave out --pretrained")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS[name](side, classes)
+        if build is None:
+            return timm_network(name, shape, classes, pretrained=pretrained, keep_head=keep_head)
+        network = build(shape, classes)
     # In this order of memory a CPU takes two thirds of the time for cnn-small on 28×28 pixels. On 8×8 little is won.
-    return model.to(memory_format=torch.channels_last) if side > 16 else model
+    # The other networks are left to the training's own setting.
+    faster = name in COMPARED and shape[1] > 16
+    return network.to(memory_format=torch.channels_last) if faster else network

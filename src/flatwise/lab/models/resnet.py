@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatwise.lab.models.initial import he_normal
+
 WIDTHS = (16, 32, 64)
 
 
@@ -37,11 +39,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of n blocks over images of one channel."""
+    """Three stages of n blocks."""
 
-    def __init__(self, blocks: int, classes: int) -> None:
+    def __init__(self, blocks: int, channels_in: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(channels_in, WIDTHS[0], 3, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
         stages: list[nn.Module] = []
         channels = WIDTHS[0]
@@ -56,7 +58,7 @@ class ResNet(nn.Module):
         """Compute the logits.
 
         Args:
-            images: (batch, 1, height, width).
+            images: (batch, channels, height, width).
 
         Returns:
             (batch, classes).
@@ -66,18 +68,17 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet(blocks: int, classes: int) -> nn.Module:
+def resnet(blocks: int, channels: int, classes: int) -> nn.Module:
     """Build a residual network with the initialisation of He et al. (ICCV 2015).
 
     Args:
         blocks: blocks in each of the three stages; 1 gives ResNet-8, 3 gives ResNet-20.
+        channels: channels of the images.
         classes: number of classes.
 
     Returns:
         The network.
     """
-    network = ResNet(blocks, classes)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network = ResNet(blocks, channels, classes)
+    he_normal(network)
     return network

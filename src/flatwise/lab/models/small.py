@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 
-def mlp(side: int, classes: int) -> nn.Module:
+def mlp(channels: int, side: int, classes: int) -> nn.Module:
     """Build a perceptron with two hidden layers: 128 wide for images of up to 16 pixels, 256 for larger.
 
     Args:
+        channels: channels of the images.
         side: height and width of the images.
         classes: number of classes.
 
@@ -18,7 +19,7 @@ def mlp(side: int, classes: int) -> nn.Module:
     width = 128 if side <= 16 else 256
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(side * side, width),
+        nn.Linear(channels * side * side, width),
         nn.ReLU(),
         nn.Linear(width, width),
         nn.ReLU(),
@@ -26,7 +27,7 @@ def mlp(side: int, classes: int) -> nn.Module:
     )
 
 
-def cnn_small(side: int, classes: int) -> nn.Module:
+def cnn_small(channels: int, side: int, classes: int) -> nn.Module:
     """Build two convolutions and two linear layers, with batch normalisation after each but the last.
 
     Images of more than 16 pixels are pooled once more, so that the linear part stays the same order of size.
@@ -34,6 +35,7 @@ def cnn_small(side: int, classes: int) -> nn.Module:
     collapses to a constant output at the radii that help against label noise.
 
     Args:
+        channels: channels of the images.
         side: height and width of the images.
         classes: number of classes.
 
@@ -43,7 +45,7 @@ def cnn_small(side: int, classes: int) -> nn.Module:
     width, hidden = 16, 128
     pools, left = _pools(side)
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1, bias=False),
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -59,13 +61,14 @@ def cnn_small(side: int, classes: int) -> nn.Module:
     )
 
 
-def cnn_plain(side: int, classes: int) -> nn.Module:
+def cnn_plain(channels: int, side: int, classes: int) -> nn.Module:
     """Build two convolutions and two linear layers without normalisation, for looking at the Hessian.
 
     Normalisation makes a layer indifferent to the scale of its weights, so that the eigenvalues of the Hessian change
     with that scale and nothing else; the spectra of Foret et al. (section 4.2) are of a network without it too.
 
     Args:
+        channels: channels of the images.
         side: height and width of the images.
         classes: number of classes.
 
@@ -75,7 +78,7 @@ def cnn_plain(side: int, classes: int) -> nn.Module:
     width, hidden = 8, 32
     pools, left = _pools(side)
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1),
+        nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(width, 2 * width, 3, padding=1),

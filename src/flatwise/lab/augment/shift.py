@@ -1,4 +1,4 @@
-"""The basic augmentation of the SAM paper, over a whole batch at once: mirror, pad, crop at random."""
+"""The augmentation of ``flatwise compare``: mirror and shift float images; its numbers stay as they were."""
 
 from __future__ import annotations
 
