@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import warnings
 from pathlib import Path
 
@@ -57,6 +58,27 @@ def test_every_cut_of_a_file_is_an_error_or_an_image(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="broken image"):
             decode(path, 16, None)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage before it raises
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"])
+def test_whatever_bytes_are_changed_only_a_user_error_comes_out(tmp_path: Path, kind: str) -> None:
+    written, path = io.BytesIO(), tmp_path / f"changed.{kind.lower()}"
+    image = photograph(40, 30)
+    (image.quantize(8) if kind == "GIF" else image).save(written, kind)
+    broken = 0
+    for seed in range(60):
+        draws, content = random.Random(seed), bytearray(written.getvalue())
+        for _ in range(draws.randint(1, 4)):
+            content[draws.randrange(len(content) if seed % 2 else 80)] = draws.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert decode(path, 16, None).shape == (3, 16, 16)
+        except UserError as error:
+            broken += 1
+            assert str(error).startswith(f"broken image {path}: ")  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+    assert broken
 
 
 RED = (255, 0, 0)
