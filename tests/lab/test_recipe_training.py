@@ -26,7 +26,6 @@ if importlib.util.find_spec("flatwise.lab.images") is None:
 
 from flatwise.lab.images import Images
 from flatwise.lab.sets.memory import InMemory, mean_and_deviation
-
 from flatwise.lab.train import train
 
 # Narrow networks with the same parts: mixing of branches, pyramids, frozen normalisation, none at all.
