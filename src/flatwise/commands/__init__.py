@@ -8,6 +8,7 @@ SUMMARIES = {
     "landscape": "the loss around the trained weights of several methods, on one scale",
     "report": "one page from one or several comparisons, to read and to send",
     "doctor": "is SAM on, of the right size, and what does it cost?",
+    "reproduce": "run an experiment of the SAM paper by its own protocol, and say which claims hold",
     "recipes": "list the settings of the SAM paper's trainings, or print one as a file to change",
     "sweep": "search the method, its radius, learning rate and weight decay by held-out accuracy",
     "variants": "list the methods: what each changes, its cost, radii, source and evidence",

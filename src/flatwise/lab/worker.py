@@ -1,6 +1,6 @@
 """A process that trains: ``python -m flatwise.lab.worker``, spoken to in lines of JSON.
 
-Standard input brings the settings in the first line and one task in each further line; standard output
+Standard input brings what all tasks share in the first line and one task in each further line; standard output
 returns events. When the input ends, the parent is gone or done, and the worker ends at once: nobody is left
 to write into the folder of a comparison that was killed.
 """
@@ -13,21 +13,25 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from flatwise.errors import UserError
 from flatwise.lab.config import config_from
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.tasks import Event, perform
 
+Perform = Callable[[Any, Callable[[Event], None]], object]
 
-def serve(lines: TextIO, replies: TextIO) -> None:
+
+def serve(lines: TextIO, replies: TextIO, prepare: Callable[[Any], Perform]) -> None:
     """Work until the input ends.
 
     Args:
-        lines: the settings, then the tasks.
+        lines: what all tasks share, then the tasks.
         replies: takes the events, and after each task ``done`` or ``error``.
+        prepare: from the first line makes what does a task and sends its events.
     """
     incoming: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -42,12 +46,11 @@ def serve(lines: TextIO, replies: TextIO) -> None:
         replies.write(json.dumps(event) + "\n")
         replies.flush()
 
-    settings = json.loads(incoming.get())
-    config, folder = config_from(settings["config"]), RunFolder(Path(settings["folder"]))
+    perform_task = prepare(json.loads(incoming.get()))
     while True:
         task = json.loads(incoming.get())
         try:
-            perform(config, folder, task, send)
+            perform_task(task, send)
         except UserError as error:
             send({"event": "error", "task": task, "text": str(error)})
         except Exception as error:  # whatever it is, the parent must hear of it
@@ -57,8 +60,22 @@ def serve(lines: TextIO, replies: TextIO) -> None:
             send({"event": "done", "task": task})
 
 
-if __name__ == "__main__":
+def main(prepare: Callable[[Any], Perform]) -> None:
+    """Serve on standard input and output.
+
+    Args:
+        prepare: see :func:`serve`.
+    """
     # What a library prints must not get between the events.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, channel)
+    serve(sys.stdin, channel, prepare)
+
+
+def _comparison(settings: dict[str, Any]) -> Perform:
+    config, folder = config_from(settings["config"]), RunFolder(Path(settings["folder"]))
+    return lambda task, send: perform(config, folder, task, send)
+
+
+if __name__ == "__main__":
+    main(_comparison)
