@@ -14,7 +14,7 @@ from PIL import Image
 from tests.lab import data_files as files
 
 from flatwise.errors import UserError
-from flatwise.lab.sets.crop import inception_box
+from flatwise.lab.augment.inception import crop_boxes
 from flatwise.lab.sets.decode import decode
 
 
@@ -134,7 +134,7 @@ def test_without_a_key_the_centre_of_the_resized_image(tmp_path: Path, width: in
 def test_with_a_key_its_box_resized(tmp_path: Path, key: int) -> None:
     image = photograph()
     image.save(tmp_path / "photograph.png")
-    left, top, width, height = inception_box(90, 70, key)
+    top, left, height, width = crop_boxes(torch.tensor([key]), 70, 90)[:, 0].tolist()
     cut = image.crop((left, top, left + width, top + height))
     expected = np.asarray(cut.resize((24, 24), Image.Resampling.BILINEAR))
     assert np.array_equal(decode(tmp_path / "photograph.png", 24, key).permute(1, 2, 0).numpy(), expected)
