@@ -17,12 +17,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from flatwise.lab.images import load_images
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn import functional
 
 from flatwise.lab.augment import build_pipeline, mix, sample_keys
+from flatwise.lab.images import load_images
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = 7

@@ -151,7 +151,7 @@ def test_a_worker_that_dies_is_one_error(tiny: Make) -> None:
     folder.create()
 
     def kill(event: dict[str, Any]) -> None:
-        pool._processes[0].kill()
+        pool._children[0].kill()
 
     with (
         pytest.raises(TrainingError, match="ended on its own") as caught,
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_is_one_error(tiny: Make) -> None:
     ):
         pool.run([0, 1])
     assert "out of memory?" in str(caught.value)
-    assert not pool._processes
+    assert not pool._children
 
 
 def test_an_error_in_a_worker_is_one_error(tiny: Make) -> None:

@@ -35,6 +35,24 @@ def test_digits_are_all_there_once() -> None:
     torch.testing.assert_close((inputs.flatten(1) * deviation + mean).sum(1).sort().values, counted)
 
 
+def test_the_bytes_give_back_the_files_values_bit_for_bit(tmp_path: Path, write_idx) -> None:
+    bunch = load_digits()
+    held = torch.zeros(1797, dtype=torch.bool)
+    held[stratified_indices(torch.from_numpy(bunch.target), DIGITS_TEST_SHARE)] = True
+    digits = torch.from_numpy(bunch.images).to(torch.float32).unsqueeze(1) / 16
+    write_idx(tmp_path, packed=False)
+    fashion = [
+        read_idx(tmp_path / f"{part}-images-idx3-ubyte").unsqueeze(1).float() / 255 for part in ("train", "t10k")
+    ]
+    for data, (train, test) in (
+        (load_data("digits"), (digits[~held], digits[held])),
+        (load_data("fashion-mnist", str(tmp_path)), fashion),
+    ):
+        mean, deviation = train.mean(), train.std()
+        assert torch.equal(data.train_inputs, (train - mean) / deviation)
+        assert torch.equal(data.test_inputs, (test - mean) / deviation)
+
+
 def _raw_statistics(data: ImageData) -> tuple[float, float]:
     bunch = load_digits()
     labels = torch.from_numpy(bunch.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.lab import data_files as files
 
 from flatwise.errors import UserError
-from flatwise.lab.sets.crop import inception_box
+from flatwise.lab.augment.inception import crop_boxes
 from flatwise.lab.sets.decode import decode
 
 
@@ -57,6 +58,27 @@ def test_every_cut_of_a_file_is_an_error_or_an_image(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="broken image"):
             decode(path, 16, None)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage before it raises
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"])
+def test_whatever_bytes_are_changed_only_a_user_error_comes_out(tmp_path: Path, kind: str) -> None:
+    written, path = io.BytesIO(), tmp_path / f"changed.{kind.lower()}"
+    image = photograph(40, 30)
+    (image.quantize(8) if kind == "GIF" else image).save(written, kind)
+    broken = 0
+    for seed in range(60):
+        draws, content = random.Random(seed), bytearray(written.getvalue())
+        for _ in range(draws.randint(1, 4)):
+            content[draws.randrange(len(content) if seed % 2 else 80)] = draws.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert decode(path, 16, None).shape == (3, 16, 16)
+        except UserError as error:
+            broken += 1
+            assert str(error).startswith(f"broken image {path}: ")  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+    assert broken
 
 
 RED = (255, 0, 0)
@@ -112,7 +134,7 @@ def test_without_a_key_the_centre_of_the_resized_image(tmp_path: Path, width: in
 def test_with_a_key_its_box_resized(tmp_path: Path, key: int) -> None:
     image = photograph()
     image.save(tmp_path / "photograph.png")
-    left, top, width, height = inception_box(90, 70, key)
+    top, left, height, width = crop_boxes(torch.tensor([key]), 70, 90)[:, 0].tolist()
     cut = image.crop((left, top, left + width, top + height))
     expected = np.asarray(cut.resize((24, 24), Image.Resampling.BILINEAR))
     assert np.array_equal(decode(tmp_path / "photograph.png", 24, key).permute(1, 2, 0).numpy(), expected)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flatwise.lab.models import build_model
+from flatwise.lab.paper.experiments import WRN_28_10_SIZE
 from flatwise.lab.paper.steps import facts, passes_of
 from flatwise.lab.recipes import load_recipe, recipe_names
 from flatwise.lab.train.config import TrainConfig, train_config_from
@@ -26,7 +27,6 @@ if importlib.util.find_spec("flatwise.lab.images") is None:
 
 from flatwise.lab.images import Images
 from flatwise.lab.sets.memory import InMemory, mean_and_deviation
-
 from flatwise.lab.train import train
 
 # Narrow networks with the same parts: mixing of branches, pyramids, frozen normalisation, none at all.
@@ -138,6 +138,12 @@ def test_every_network_takes_the_images_of_its_data_set(model: str, channels: in
     with torch.device("meta"):
         network = build_model(model, (channels, side, side), classes, 0)
         assert network(torch.empty(2, channels, side, side)).shape == (2, classes)
+
+
+def test_the_length_of_a_random_direction_is_for_the_network_that_is_there() -> None:
+    with torch.device("meta"):
+        network = build_model("wrn-28-10", (3, 32, 32), 10, 0)
+    assert sum(weight.numel() for weight in network.parameters()) == WRN_28_10_SIZE
 
 
 @pytest.mark.slow

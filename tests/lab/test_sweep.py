@@ -177,6 +177,24 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(train: FakeTrain
     assert len(found.rows) == 5
 
 
+def test_an_interrupted_search_tries_the_settings_of_one_that_was_not(train: FakeTrain, tmp_path: Path) -> None:
+    sweep(config_in(tmp_path / "one", trials=13))
+    whole = [chosen(config) for config in train.calls]
+    train.calls.clear()
+
+    def interrupt(config: TrainConfig, epoch: int) -> None:
+        if len(train.calls) in (3, 12) and epoch == 2:
+            raise KeyboardInterrupt
+
+    train.at_epoch = interrupt
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(config_in(tmp_path / "two", trials=13))
+        train.calls.append(train.calls[-1])  # so that the count goes on
+    sweep(config_in(tmp_path / "two", trials=13))
+    assert list(dict.fromkeys(chosen(config) for config in train.calls)) == whole
+
+
 def test_a_trial_whose_process_vanished_is_begun_again_three_times_at_most(train: FakeTrain, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass

@@ -15,9 +15,10 @@ import pytest
 from tests.lab.sweep_world import config_in, states
 
 from flatwise.errors import TrainingError
+from flatwise.lab.child import Event
 from flatwise.lab.sweep import sweep
 from flatwise.lab.sweep.crew import Crew
-from flatwise.lab.sweep.perform import Event, Task
+from flatwise.lab.sweep.perform import Task
 
 TINY = {"dataset": "digits", "model": "mlp", "epochs": 2, "train_size": 200, "batch_size": 32, "augment": "none"}
 SPACE = {"methods": "base,sam,asam", "fixed": TINY}
@@ -60,7 +61,7 @@ class Script:
     def hear(self, event: Event) -> bool:
         self.heard.append((event["trial"], event["event"]))
         if not self.gone and event["event"] == "epoch":
-            os.kill(self.crew._processes[0].pid, signal.SIGKILL)
+            os.kill(self.crew._children[0].pid, signal.SIGKILL)
         return event["trial"] == 2
 
     def lost(self, number: int, cause: str) -> None:
@@ -96,7 +97,7 @@ def test_a_sweep_that_was_killed_goes_on_without_loss(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 600
         while not journal.exists() or states(tmp_path).count("complete") < 2:
             assert process.poll() is None
             assert time.monotonic() < limit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,15 +45,13 @@ def run(settings: Settings) -> int:
     Returns:
         The exit code.
     """
-    from flatwise.lab.table import console_for
     from flatwise.lab.train.finished import evaluate
 
     again = evaluate(settings.folder, settings.data_root)
     difference = again.scores.accuracy - again.recorded
     same = "as recorded" if difference == 0 else f"recorded: {100 * (1 - again.recorded):.2f} %"
-    console_for(sys.stdout).print(
+    print(
         f"{settings.folder}: test error {100 * (1 - again.scores.accuracy):.2f} % ({same}), "
-        f"loss {again.scores.loss:.4f}, {again.images} images",
-        markup=False,
+        f"loss {again.scores.loss:.4f}, {again.images} images"
     )
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +57,15 @@ def run(config: TrainConfig) -> int:
     from pathlib import Path
 
     from flatwise.errors import UserError
-    from flatwise.lab.table import console_for
+    from flatwise.files import read_json
     from flatwise.lab.train import train
     from flatwise.lab.train.bar import StepBar
+    from flatwise.lab.train.folder import TrainFolder
 
+    folder = TrainFolder(Path(config.out) / config.folder_name())
     first = os.environ.get("RANK", "0") == "0"
+    if first and not config.fresh and (read_json(folder.result) or {}).get("finished"):
+        print(f"Already finished; read from {folder.result} (--fresh trains again).")
     try:
         with StepBar(shown=first and not config.quiet) as bar:
             result = train(config, bar.epoch, on_step=bar.step, on_notice=bar.notice)
@@ -71,9 +74,8 @@ def run(config: TrainConfig) -> int:
             return error.exit_code
         raise
     if first:
-        console = console_for(sys.stdout)
-        console.print(sentence(result), markup=False)
-        console.print(f"Weights, epochs and every number: {Path(config.out) / config.folder_name()}", markup=False)
+        print(sentence(result))
+        print(f"Weights, epochs and every number: {folder.path}")
     return 0
 
 

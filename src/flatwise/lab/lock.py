@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+PATIENCE = 5.0
+"""Seconds: a worker of a command that was killed just now takes a moment to notice that it is alone, and ends."""
 
 
 @contextmanager
@@ -41,7 +45,10 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotWriteError(path, error) from error
     with file:
-        if not _acquire(file):
+        until = time.monotonic() + PATIENCE
+        while not (ours := _acquire(file)) and time.monotonic() < until:
+            time.sleep(0.1)
+        if not ours:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise UserError(f"another process (pid {owner}) is writing to {folder}; wait for it, or use another --out")

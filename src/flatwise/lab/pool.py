@@ -1,18 +1,8 @@
-"""Runs side by side: fresh Python processes with one thread each, started and spoken to through pipes.
-
-They are started as programs of their own, not with ``multiprocessing``, so that a comparison can be called
-from a notebook or a script without the ``if __name__ == "__main__"`` that the latter asks for.
-"""
+"""Runs side by side: a process each with one thread, or this process where one is enough."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import subprocess
-import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from flatwise.errors import CannotWriteError, TrainingError, UserError
+from flatwise.errors import TrainingError, UserError
+from flatwise.lab.child import Child, Event, Events, cause_of
 from flatwise.lab.config import CompareConfig
 from flatwise.lab.folder import RunFolder
-from flatwise.lab.tasks import Event, perform
+from flatwise.lab.tasks import perform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,9 +49,8 @@ class Workers:
     ) -> None:
         self._program, self._hello, self._perform, self._log = program, hello, perform, log
         self._on_event = on_event
-        self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[str]] = []
-        self._listeners: list[threading.Thread] = []
+        self._events: Events = queue.SimpleQueue()
+        self._children: list[Child] = []
         self._count = workers
 
     def __enter__(self) -> Self:
@@ -68,8 +58,8 @@ class Workers:
         if self._count > 1:
             try:
                 for number in range(self._count):
-                    self._processes.append(self._start(number))
-                    self._send(number, self._hello)
+                    self._children.append(Child(self._program, number, self._log(number), self._events))
+                    self._children[number].send(self._hello)
             except BaseException:
                 self._stop()
                 raise
@@ -90,20 +80,18 @@ class Workers:
         Raises:
             TrainingError: a task failed, or a worker ended on its own.
         """
-        if not self._processes:
+        if not self._children:
             self._run_here(tasks)
             return
         waiting = deque(tasks)
-        busy = sum(self._give(number, waiting) for number in range(len(self._processes)))
+        busy = sum(self._give(number, waiting) for number in range(len(self._children)))
         while busy:
             number, event = self._events.get()
             if event["event"] == "error":
                 raise TrainingError(event["text"])
             if event["event"] == "ended":
-                code = self._processes[number].wait()
-                cause = ", out of memory?" if code == -9 else ""
                 raise TrainingError(
-                    f"a training process ended on its own (exit code {code}{cause}; see "
+                    f"a training process ended on its own ({cause_of(self._children[number].close())}; see "
                     f"{self._log(number)}); the same command continues from the last epoch"
                 )
             if event["event"] == "done":
@@ -124,67 +112,15 @@ class Workers:
     def _give(self, number: int, waiting: deque[Task]) -> int:
         if not waiting:
             return 0
-        self._send(number, waiting.popleft())
+        self._children[number].send(waiting.popleft())
         return 1
 
-    def _send(self, number: int, value: object) -> None:
-        pipe = self._processes[number].stdin
-        assert pipe is not None
-        # A worker that has ended is reported by the thread that listens to it.
-        with contextlib.suppress(BrokenPipeError):
-            pipe.write(json.dumps(value) + "\n")
-            pipe.flush()
-
-    def _start(self, number: int) -> subprocess.Popen[str]:
-        # A worker finds the package wherever this process found it, and its libraries start one thread.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
-        }
-        path = self._log(number)
-        try:
-            log = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise CannotWriteError(path, error) from error
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", self._program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                text=True,
-                encoding="utf-8",
-                # Ctrl-C is for this process, which then ends the workers in order.
-                start_new_session=True,
-            )
-        listener = threading.Thread(target=self._listen, args=(number, process), daemon=True)
-        listener.start()
-        self._listeners.append(listener)
-        return process
-
-    def _listen(self, number: int, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._events.put((number, json.loads(line)))
-        self._events.put((number, {"event": "ended"}))
-
     def _stop(self) -> None:
-        for process in self._processes:
-            process.kill()
-        for listener in self._listeners:
-            listener.join()
-        for number, process in enumerate(self._processes):
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    if pipe is not None:
-                        pipe.close()
-            log = self._log(number)
-            if log.exists() and log.stat().st_size == 0:
-                log.unlink()
-        self._processes, self._listeners = [], []
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.close()
+        self._children = []
 
 
 class Pool(Workers):

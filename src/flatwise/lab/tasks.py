@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from flatwise.files import write_json
+from flatwise.lab.child import Event
 from flatwise.lab.config import CompareConfig
 from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import all_jobs, identity, run_job
 from flatwise.lab.timing import time_methods
 
-Event = dict[str, Any]
 TIMING = "timing"
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flatwise.errors import UserError
+from flatwise.lab.child import Event
 from flatwise.lab.config import config_from
 from flatwise.lab.folder import RunFolder
-from flatwise.lab.tasks import Event, perform
+from flatwise.lab.tasks import perform
 
 Perform = Callable[[Any, Callable[[Event], None]], object]
 

@@ -1,4 +1,4 @@
-"""What the networks compute, beside the papers' formulas written out once more: block by block, from the weights alone."""
+"""What the networks compute, beside the formulas of their papers written out once more, from the weights alone."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -153,46 +152,48 @@ def test_lines_follow_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     assert [line[:10] for line in folder_of(config).epochs.read_text().splitlines()] == ['{"epoch": ', '{"epoch": ']
 
 
-CHILD = """
-import sys, torch
+KILLER = """
+import json, os, random, signal, sys, time
+import torch
 torch.set_num_threads(1)
 from tests.lab.train import conftest
 from flatwise.lab.train import network, train
 from flatwise.lab.train.config import train_config_from
 network.build_model = conftest.dropping
-import json
-train(train_config_from(json.loads(sys.argv[1])), on_step=lambda done, total: print(done, flush=True))
+config = train_config_from(json.loads(sys.argv[1]))
+draws = random.Random(0)
+for _ in range(20):
+    reading, writing = os.pipe()
+    child = os.fork()  # everything is imported: what is killed is the training
+    if child == 0:
+        train(config, on_step=lambda done, total: os.write(writing, b"."))
+        os._exit(0)
+    os.close(writing)
+    for _ in range(draws.randrange(5)):  # so many steps after it has begun, and a little more
+        os.read(reading, 1)
+    time.sleep(draws.random() * 0.03)
+    os.kill(child, signal.SIGKILL)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(reading)
+    print(killed, flush=True)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.usefixtures("with_dropout")
 def test_killed_at_random_moments(tiny: Tiny) -> None:
     """SIGKILL, twenty times: in a step, between the passes, while a file is written, while the folder is opened."""
-    import json
-    from dataclasses import asdict
-
-    settings = {**EVERYTHING, "epochs": 6, "keep_epochs": "0,3"}
+    settings = {**EVERYTHING, "epochs": 20, "keep_epochs": "0,3"}
     whole, config = tiny("whole", **settings), tiny("killed", **settings)
-    train(whole)
-    draws, kills, moments = random.Random(0), 0, []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), "."]))}
-    while kills < 20:
-        with subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(asdict(config))], stdout=subprocess.PIPE,
-                              text=True, env=environment) as child:  # fmt: skip
-            assert child.stdout is not None
-            target = draws.randrange(1, 4)  # so many lines after it has begun, and a little more
-            for _ in range(target):
-                if not child.stdout.readline():
-                    break
-            time.sleep(draws.random() * 0.03)
-            if child.poll() is not None:
-                assert child.returncode == 0
-                config = replace(config, out=f"{config.out}-more")
-                continue
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-        kills += 1
-        moments.append(target)
-    train(config)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLER, json.dumps(asdict(config))], capture_output=True, text=True, env=environment
+    )
+    assert killed.stdout.split() == [str(-signal.SIGKILL)] * 20, killed.stderr
+    assert not folder_of(config).result.exists()
+    begun: list[int] = []
+    train(config, on_step=lambda done, total: begun.append(done))
+    assert begun[0] > 4
+    train(whole)
     assert_alike(whole, config)

@@ -81,20 +81,20 @@ def _blocks(name: str, depth: str, each: int, rest: int) -> int:
     raise UserError(f"there is no {name}: its depth must be {each}n + {rest}; did you mean {words[0]} or {words[1]}?")
 
 
-def _positive(name: str, number: str) -> int:
-    if int(number) < 1:
-        raise UserError(f"there is no {name}: its width must be at least 1")
+def _width(name: str, number: str, least: int) -> int:
+    if int(number) < least:
+        raise UserError(f"there is no {name}: its width must be at least {least}")
     return int(number)
 
 
 def _wide(name: str, depth: str, factor: str, plain: str | None) -> Build:
-    blocks, k = _blocks(name, depth, 6, 4), _positive(name, factor)
+    blocks, k = _blocks(name, depth, 6, 4), _width(name, factor, 1)
     build = wide_resnet if plain is None else wide_resnet_without_norm
     return lambda shape, classes: build(blocks, k, shape[0], classes)
 
 
 def _shake(name: str, depth: str, width: str) -> Build:
-    blocks, channels = _blocks(name, depth, 6, 2), _positive(name, width)
+    blocks, channels = _blocks(name, depth, 6, 2), _width(name, width, 2)
     return lambda shape, classes: shake_shake_net(blocks, channels, shape[0], classes)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 
 from flatwise.files import read_json, write_json
+from flatwise.lab.child import Event
 from flatwise.lab.paper.measures import measured
 from flatwise.lab.paper.protocol import Finished, Run, plan
 from flatwise.lab.paper.record import Line, Record, line_of
 from flatwise.lab.paper.study import Study
 from flatwise.lab.paper.tasks import measurement, perform, result_of, training
 from flatwise.lab.pool import Task, Workers
-from flatwise.lab.tasks import Event
 from flatwise.lab.train.config import TrainConfig
 from flatwise.measure.progress import Bar
 

@@ -11,9 +11,9 @@ import torch
 
 from flatwise.errors import TrainingError
 from flatwise.files import read_json, write_json
+from flatwise.lab.child import Event
 from flatwise.lab.paper.measures import measure_trained
 from flatwise.lab.pool import Task
-from flatwise.lab.tasks import Event
 from flatwise.lab.train import TrainConfig, train
 from flatwise.lab.train.config import train_config_from
 

@@ -1,4 +1,8 @@
-"""One file to one image: decoded, made RGB, cropped and resized; and one clear error where it is broken."""
+"""One file to one image: decoded, made RGB, cropped and resized; and one clear error where it is broken.
+
+With a key, the crop is that of ``augment.inception``, whose box depends on the key and the image's size alone: so it is
+the same on any machine and in any process.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from flatwise.errors import UserError
-from flatwise.lab.sets.crop import inception_box, shorter_side
+from flatwise.lab.augment.inception import crop_boxes
 
 # What Pillow raises on a broken file: its decoders differ.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
+# The side of the middle of a resized image, of its shorter side: 224 of 256 pixels.
+CENTRE = 224 / 256
 SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
 
 
@@ -42,10 +48,10 @@ def decode(path: Path, resolution: int, key: int | None) -> Tensor:
 
     side = [resolution, resolution]
     if key is None:
-        image = functional.center_crop(functional.resize(image, [shorter_side(resolution)]), side)
+        image = functional.center_crop(functional.resize(image, [round(resolution / CENTRE)]), side)
     else:
-        left, top, width, height = inception_box(*image.size, key)
-        image = functional.resized_crop(image, top, left, height, width, side)
+        box = crop_boxes(torch.tensor([key]), image.height, image.width)[:, 0].tolist()
+        image = functional.resized_crop(image, *box, side)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

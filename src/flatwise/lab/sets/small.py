@@ -110,7 +110,7 @@ def stratified_indices(labels: Tensor, share: float) -> Tensor:
 
 def _by_torchvision(name: str, root: Path | None) -> SmallSet:
     source, (train_splits, test_split) = SOURCES[name], SPLITS[name]
-    reader = torchvision_reader(source)
+    reader = torchvision_reader(source.reader)
     found = find(source, root)
     folder = found if found is not None else download_folder(root)
     try:
@@ -139,7 +139,7 @@ def _from_idx(name: str, root: Path | None) -> SmallSet:
     folder = _idx_folder(source, root)
     if folder is None:
         try:
-            torchvision_reader(source)(str(download_folder(root)), download=True)
+            torchvision_reader(source.reader)(str(download_folder(root)), download=True)
         # torchvision raises RuntimeError after its last mirror, urllib and the disk raise OSError
         except (RuntimeError, OSError) as error:
             raise MissingDataError(source, root, error) from error
@@ -185,11 +185,11 @@ def find(source: Source, root: Path | None) -> Path | None:
     return next((folder for folder in candidates(source, root) if (folder / source.marker).exists()), None)
 
 
-def torchvision_reader(source: Source) -> Any:
-    """Get torchvision's class for a data set.
+def torchvision_reader(name: str) -> Any:
+    """Get one of torchvision's classes of data sets.
 
     Args:
-        source: the data set.
+        name: of the class.
 
     Returns:
         The class.
@@ -200,5 +200,5 @@ def torchvision_reader(source: Source) -> Any:
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise UserError(f"{source.title} is read by torchvision: pip install 'flatwise[lab]'") from error
-    return getattr(datasets, source.reader)
+        raise UserError("data sets are read by torchvision: pip install 'flatwise[lab]'") from error
+    return getattr(datasets, name)

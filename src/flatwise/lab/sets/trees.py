@@ -70,7 +70,7 @@ def list_large(name: str, root: Path | None, resolution: int) -> LargeSet:
         raise MissingDataError(source, root)
     if name in FOLDERS:
         return list_folder(folder, resolution, FOLDERS[name])
-    reader = torchvision_reader(source)
+    reader = torchvision_reader(source.reader)
     train_splits, test_split = SPLITS[name]
     folder = folder.absolute()
     try:
@@ -102,8 +102,7 @@ def list_folder(folder: Path, resolution: int, test_names: Sequence[str] = ("tes
     Raises:
         UserError: a part is missing, a class has no image, or the test part has a class that train/ lacks.
     """
-    from torchvision.datasets import ImageFolder
-
+    reader = torchvision_reader("ImageFolder")
     folder = folder.absolute()
     test_name = next((name for name in test_names if (folder / name).is_dir()), None)
     if test_name is None or not (folder / "train").is_dir():
@@ -113,7 +112,7 @@ def list_folder(folder: Path, resolution: int, test_names: Sequence[str] = ("tes
             "the images in it"
         )
     try:
-        train, test = ImageFolder(str(folder / "train")), ImageFolder(str(folder / test_name))
+        train, test = reader(str(folder / "train")), reader(str(folder / test_name))
     except OSError as error:  # torchvision raises FileNotFoundError where a class is empty, or there is none
         raise UserError(f"{folder} is no folder of classes: {one_line(error)}") from error
     strange = sorted(set(test.classes) - set(train.classes))

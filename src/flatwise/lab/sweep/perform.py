@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from flatwise.errors import TrainingError
+from flatwise.lab.child import Event
 from flatwise.lab.train import train
 from flatwise.lab.train.config import train_config_from
 
-Event = dict[str, Any]
 Task = dict[str, Any]
 """``trial``, its number, and ``runs``, the fields of its trainings, all in one folder that is the trial's own."""
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class ByNumber(BaseSampler):
-    """A sampler whose draws for a trial depend on the seed and the trial's number alone, beside what it has seen.
+    """A sampler whose draws for a trial depend on the seed and the trial's place alone, beside what it has seen.
 
     Optuna's own begin their stream anew with each process: a sweep that continues would repeat its first draws, and
-    machines that share a study would all try the same.
+    machines that share a study would all try the same. A trial that is begun again takes no place of its own, so
+    that those after it are as if nothing had happened.
 
     Args:
         kind: "tpe" (Bergstra et al., NeurIPS 2011; jointly over all settings, conditional ones in groups) or "random".
@@ -32,6 +33,8 @@ class ByNumber(BaseSampler):
     def __init__(self, kind: str, seed: int) -> None:
         self._kind, self._seed = kind, seed
         self._made: tuple[int, BaseSampler] | None = None
+        # The whole study, set once it is made: Hyperband shows a sampler only the trials of one bracket.
+        self.study: Study | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Say what is drawn jointly; see Optuna."""
@@ -51,7 +54,10 @@ class ByNumber(BaseSampler):
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         if self._made is None or self._made[0] != trial.number:
-            seed = derive(self._seed, "sweep", trial.number) % 2**32  # as many as NumPy takes
+            assert self.study is not None
+            earlier = self.study.get_trials(deepcopy=False)[: trial.number]
+            place = sum("follows" not in other.user_attrs for other in earlier)
+            seed = derive(self._seed, "sweep", place) % 2**32  # as many as NumPy takes
             self._made = trial.number, self._make(seed)
         return self._made[1]
 

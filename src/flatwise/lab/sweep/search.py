@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatwise.errors import TrainingError
+from flatwise.lab.child import Event
 from flatwise.lab.sweep.config import SweepConfig
-from flatwise.lab.sweep.perform import Event, Task
+from flatwise.lab.sweep.perform import Task
 from flatwise.lab.sweep.storage import Heart
 from flatwise.lab.sweep.study import Opened, first, give_back, reclaim
 

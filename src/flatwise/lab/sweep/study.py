@@ -79,16 +79,18 @@ def open_study(config: SweepConfig, folder: Path) -> Opened:
     from flatwise.lab.sweep.sampling import ByNumber, make_pruner
 
     shared = None if config.storage is None else shared_storage(config.storage, _retry_stale)
+    sampler = ByNumber(config.sampler, config.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
             study_name=config.name,
             storage=journal_storage(folder / JOURNAL) if shared is None else shared,
-            sampler=ByNumber(config.sampler, config.seed),
+            sampler=sampler,
             pruner=make_pruner(config.pruner, config.training, config.seeds),
             direction="maximize",
             load_if_exists=True,
         )
+    sampler.study = study
     there = study.user_attrs.get("settings")
     if there is None:
         study.set_user_attr("settings", config.settings())

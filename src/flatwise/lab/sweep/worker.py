@@ -16,7 +16,8 @@ import traceback
 from typing import TextIO
 
 from flatwise.errors import UserError
-from flatwise.lab.sweep.perform import Event, perform
+from flatwise.lab.child import Event
+from flatwise.lab.sweep.perform import perform
 
 
 def serve(lines: TextIO, replies: TextIO) -> None:

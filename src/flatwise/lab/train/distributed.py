@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flatwise.errors import TrainingError, UserError
+from flatwise.integrations.accelerate import refuse_engine
 from flatwise.lab.train.config import TrainConfig
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -171,6 +172,10 @@ def _accelerator(config: TrainConfig, trackers: list[str], project: str | None) 
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[config.precision], log_with=trackers or None, project_dir=project
     )
+    try:
+        refuse_engine(accelerator)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16, or fp32")
     return accelerator

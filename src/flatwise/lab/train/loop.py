@@ -6,7 +6,6 @@ augmentation on the epoch and the image). So a training that continues at any st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -56,7 +55,6 @@ class Trainer:
             raise UserError("--perturbation global has one perturbation for the whole batch: leave --m out")
         self.steps_per_epoch = len(samples.training) // self.batch_size
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
-        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = round(config.warmup * self.steps_per_epoch)
         if self.warmup_steps >= self.total_steps:
             raise UserError(f"--warmup {config.warmup:g} epochs leaves none of the {self.total_steps} steps")

@@ -70,7 +70,9 @@ def train(
             return found
         for text in notices:
             notice(text)
-        trainer = Trainer(config, relabelled(config, load_samples(config, world.device), world), world)
+        with world.accelerator.local_main_process_first():  # what is downloaded, one process of a machine downloads
+            samples = load_samples(config, world.device)
+        trainer = Trainer(config, relabelled(config, samples, world), world)
         if world.main:
             return _train(trainer, folder, on_epoch, on_step, notice)
         return _train(trainer, folder, _ignored, _ignored, notice)
