@@ -91,3 +91,4 @@ def test_the_cosine_over_training_and_kept_weights_that_are_made_again(tmp_path:
     for path in tmp_path.rglob("weights-epoch-*"):
         path.unlink()
     assert by_epoch(config) == values
+    assert by_epoch(trained(tmp_path, method="base", keep_epochs="1")) == {}

@@ -23,6 +23,7 @@ BATCHES = 8
 COMMON_STEPS = 20
 """Steps uphill of the sharpness that all networks of a study are measured with alike."""
 COMMON_RHO = 0.05
+"""Radius of m-sharpness, for all networks alike."""
 SIZES = (1, 4, 16, 64)
 MICRO_BATCHES = 64
 
@@ -123,9 +124,12 @@ def by_epoch(config: TrainConfig) -> Values:
         config: of the training, which kept its weights after several epochs.
 
     Returns:
-        The cosine after each kept epoch, the mean over those of the first half, and that at the end.
+        The cosine after each kept epoch, the mean over those of the first half, and that at the end; nothing for the
+        base, which has no radius.
     """
-    rho = COMMON_RHO if config.rho is None else config.rho
+    rho = config.rho
+    if rho is None:
+        return {}
     _keep_weights(config)
     cosines = {}
     for epoch in (*config.kept_epochs, config.epochs):

@@ -32,8 +32,8 @@ class ReproduceConfig:
     """What to reproduce, and how.
 
     Attributes:
-        table: a study (table4, table5, table11, rho, c4, c5, m, late-phase, msam, spectra, or all); with --scale full a
-            table of the paper.
+        table: a study (table4, table5, table11, rho, c4, c5, m, m-noise, late-phase, msam, spectra, or all); with
+            --scale full a table of the paper.
         row: only this setting of the study, as its column is called; with --scale full a row of the table.
         scale: "small" is for CPUs, with networks and data of its own; "full" is the paper's own size.
         seeds: number of reported trainings of each method.
