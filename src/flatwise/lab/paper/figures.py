@@ -67,7 +67,9 @@ def draw(record: Record, path: Path) -> bool:
     plots = [plot for plot in plots if plot.curves]
     if not plots:
         return False
-    _draw(plots, path, f"{record.study.title} ({record.study.paper}), at a small size")
+    study = record.study
+    between = "\n" if len(plots) == 1 else " "
+    _draw(plots, path, f"{study.title}{between}({study.paper}), at a small size")
     return True
 
 

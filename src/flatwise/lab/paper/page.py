@@ -41,9 +41,9 @@ split, wrong labels and order.
 each with its 95 % interval over the seeds (Student's t). *Confirmed* means that the whole interval has the claimed
 sign, *not confirmed* that it has the other one, *not decided* that it has both. For "the same" the interval must lie
 within the margin that is stated. A claim about several settings is confirmed where it is in all of them, and not
-confirmed where it fails in one. Numbers of different sizes are not comparable; their signs are. The intervals cover
-the seeds, not the choice of data and network. Times are of a machine that did other work too; gradients a step are
-counted.
+confirmed where it fails in one. A claim "beyond" a place was made there for right labels, and not for wrong ones.
+Numbers of different sizes are not comparable; their signs are. The intervals cover the seeds, not the choice of data
+and network. Times are of a machine that did other work too; gradients a step are counted.
 """
 
 
