@@ -194,6 +194,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tracker": "wandbb"}, "did you mean 'wandb'"),
     ({"labels_from": "nowhere"}, "is not the folder of a finished training"),
     ({"method": "bsam", "clip": 1.0}, "does not know"),
+    ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+    ({"optimizer": "adam"}, "did you mean 'adamw'"),
+    ({"precision": "int8"}, "known: fp32, bf16, fp16"),
+    ({"schedule": "step", "gamma": -0.1}, "--gamma must be a number of at least 0"),
+    ({"keep_epochs": "1.5"}, "--keep-epochs must be whole numbers"),
+    ({"keep_epochs": "inf"}, "--keep-epochs must be whole numbers"),
+    ({"loader_workers": -1}, "--loader-workers must be"),
 ]
 
 
