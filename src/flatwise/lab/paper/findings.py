@@ -8,7 +8,7 @@ from typing import Any
 
 from flatwise.lab.paper.ranks import rank_correlations
 from flatwise.lab.paper.record import Record
-from flatwise.lab.paper.study import ACCURACY, Arm, Claim, Setting
+from flatwise.lab.paper.study import Arm, Claim, Setting
 from flatwise.lab.paper.tables import table as paper_table
 from flatwise.lab.paper.verdicts import Verdict, judge_more, judge_same, together
 from flatwise.lab.statistics import Estimate, estimate, paired_difference
@@ -202,7 +202,7 @@ def _ranks_rise(record: Record, ranks: Mapping[str, Estimate]) -> Judged:
 
 
 def _unit(key: str) -> float:
-    return POINTS if key == ACCURACY or key.endswith("_accuracy") else 1
+    return POINTS if key.endswith(("_accuracy", "_fitted")) else 1
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -30,7 +30,7 @@ C5 = Study(
                 SGD,
                 SAM,
                 Arm("p = inf", {"method": "lp:p=inf"}, radii(0.0001, 0.0003, 0.001, 0.003)),
-                Arm("p = 1", {"method": "lp:p=1"}, radii(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)),
+                Arm("p = 1", {"method": "lp:p=1"}, radii(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)),
                 # rho times the root of the number of weights, 455, is the length of the perturbation.
                 Arm("random", {"method": "random:filter_scaled=False:noise_seed={seed}"},
                     radii(0.0003, 0.001, 0.003, 0.01, 0.02, 0.05)),
