@@ -12,9 +12,12 @@ class UserError(ValueError):
 
     Attributes:
         exit_code: what the command returns; 2 where the user can mend the command, 1 where something failed.
+        everywhere: whether all processes of a training raise it, so that the first one alone need say it; not so
+            where one process finds a file missing or broken.
     """
 
     exit_code: int = 2
+    everywhere: bool = True
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> int:
         The exit code.
 
     Raises:
-        UserError: what keeps it from training; of several processes the first one says it.
+        UserError: what keeps it from training; what all processes find, the first one says.
     """
     from pathlib import Path
 
@@ -70,7 +70,7 @@ def run(config: TrainConfig) -> int:
         with StepBar(shown=first and not config.quiet) as bar:
             result = train(config, bar.epoch, on_step=bar.step, on_notice=bar.notice)
     except UserError as error:
-        if not first:
+        if not first and error.everywhere:
             return error.exit_code
         raise
     if first:

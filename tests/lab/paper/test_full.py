@@ -12,7 +12,7 @@ from tests.lab.paper.made_up import TINY
 
 from flatwise.cli import main
 from flatwise.lab.paper import full, reproduce
-from flatwise.lab.paper.full import Place, full_grid, paper_name, printed, reference, trainings
+from flatwise.lab.paper.full import Place, full_grid, paper_name, printed, reference, trainings, values_of
 from flatwise.lab.paper.rows import Run
 
 
@@ -38,6 +38,10 @@ def test_a_row_has_its_trainings_for_each_seed() -> None:
         ("1", Place("wrn28-10-basic", "cifar10", "base-2x"), "3.5±0.1"),
         ("2", Place("resnet50-100", "imagenet", "sam"), "22.5±0.1"),
         ("4", Place("mixup", "40", "mixup-8"), "90.0"),
+        ("4", Place("bootstrap-sam", "40", "bootstrap-sam"), "94.2"),
+        ("4", Place("bootstrap-sam", "40", "first"), None),
+        ("8", Place("0.1", "40", "bootstrap-sam"), "6.0"),
+        ("8", Place("0.1", "40", "first"), None),
         ("11", Place("2", "cifar10", "sam"), "2.76±0.03"),
         ("c5", Place("p2", "0.1", "p2"), None),
         ("late", Place("late", "cifar10", "late"), None),
@@ -58,6 +62,22 @@ def test_the_better_of_the_two_bases_counts() -> None:
     assert reference(Place("sam", "y", "sam"), values, lower=True) == [4.0, 4.0]
     assert reference(Place("a", "x", "base"), values, lower=True) is None
     assert reference(Place("sam", "z", "sam"), values, lower=True) is None
+
+
+def test_nothing_is_compared_with_one_base_where_the_other_is_missing() -> None:
+    values: dict[Place, Any] = {Place("a", "x", "base"): [3.0, 3.0], Place("a", "x", "base-2x"): None}
+    assert reference(Place("a", "x", "sam"), values, lower=True) is None
+    values = {Place("a", "x", "base"): None, Place("a", "x", "base-2x"): [3.0, 3.0]}
+    assert reference(Place("a", "x", "sam"), values, lower=True) is None
+
+
+def test_table_8_is_of_the_held_out_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full, "result_of", lambda config: {"test_accuracy": 0.5, "validation_accuracy": 0.9})
+    by_table = {}
+    for name, row in (("8", "0.1"), ("4", "sam")):
+        values = values_of(trainings(name, row, 1, Path("out")), lower=True)
+        by_table[name] = {round(found[0]) for found in values.values() if found is not None}
+    assert by_table == {"8": {10}, "4": {50}}
 
 
 def test_a_table_of_finished_and_missing_trainings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flatwise.errors import UserError
-from flatwise.lab.train import TrainConfig, train
+from flatwise.lab.train import TrainConfig, course, train
 from flatwise.lab.train import network as networks
+from flatwise.lab.train.loop import Trainer
 
 
 class Normed(nn.Module):
@@ -48,14 +49,35 @@ def normed(name: str, shape: Any, classes: int, seed: int, **options: Any) -> nn
         return Normed(classes)
 
 
+class Broken(Exception):
+    """What ends a training from inside."""
+
+
+STEP = Trainer.step
+
+
+def breaking_at(step: int | None) -> Any:
+    def stepping(self: Trainer, number: int) -> Tensor:
+        if number == step:
+            raise Broken
+        return STEP(self, number)
+
+    return stepping
+
+
 def main() -> None:
     torch.set_num_threads(1)
     networks.build_model = normed
     for settings in json.loads(sys.argv[1]):
-        stop = settings.pop("stop", None)
+        stop, broken = settings.pop("stop", None), settings.pop("broken", None)
+        if broken is not None:
+            course.LOOK_EVERY = 1
+        Trainer.step = breaking_at(broken)  # type: ignore[method-assign]
         try:
             result = train(TrainConfig(**settings), lambda record, stop=stop: record["epoch"] == stop)  # type: ignore[misc]
             text = f"{result['processes']} {result['effective_m']}"
+        except Broken:
+            text = "broken off"
         except UserError as error:
             text = f"{type(error).__name__}: {error}"
         if os.environ.get("RANK", "0") == "0":

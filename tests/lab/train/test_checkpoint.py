@@ -15,7 +15,7 @@ import torch
 from tests.lab.train.test_resume import Stop, assert_alike, folder_of, stopping_at
 
 from flatwise.errors import CannotWriteError, TrainingError, UserError
-from flatwise.lab.train import TrainConfig, train
+from flatwise.lab.train import TrainConfig, course, train
 from flatwise.lab.train import checkpoint as checkpoints
 from flatwise.lab.train.checkpoint import HEAD, Checkpoints
 from flatwise.lab.train.room import check_room
@@ -192,6 +192,19 @@ def test_room_is_asked_for_before_the_first_step(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(TrainingError, match=r"cannot take the 1\.0 MB that this training writes there"):
         check_room(tmp_path / "missing", [1_000_000])
+
+
+def test_what_is_there_already_needs_no_room_again(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(course, "check_room", lambda folder, sizes: asked.append(len(sizes)))
+    config = tiny(keep_epochs="0,1,2")
+    with monkeypatch.context() as patched:
+        stopping_at(patched, 5, before=True)
+        with pytest.raises(Stop):
+            train(config)
+    train(config)
+    # A new checkpoint beside two, the weights, and those kept; then one checkpoint is there, and those of 0 and 1.
+    assert asked == [3 + 1 + 3, 2 + 1 + 1]
 
 
 LIMITED = """

@@ -11,6 +11,7 @@ from flatwise import cli
 from flatwise.commands import train as command
 from flatwise.commands.flags import parse_given
 from flatwise.errors import UserError
+from flatwise.lab.sets.disk import BrokenImageError
 from flatwise.lab.train import TrainConfig
 
 ARGUMENTS = [
@@ -69,3 +70,16 @@ def test_train_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "(as recorded)" in capsys.readouterr().out
     assert cli.main(["train", *arguments, "--method", "nothing"]) == 2
     assert "unknown method 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "said"), [(UserError("x is wrong"), False), (BrokenImageError("x is wrong"), True)])
+def test_what_one_process_alone_finds_is_said_by_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: UserError, said: bool
+) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("flatwise.lab.train.train", failing)
+    assert cli.main(["train", *ARGUMENTS]) == 2
+    assert ("x is wrong" in capsys.readouterr().err) is said

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.lab.train import processes
-from tests.lab.train.test_resume import folder_of
+from tests.lab.train.test_resume import assert_alike, folder_of
 
 from flatwise.files import read_json
 from flatwise.lab.train import TrainConfig, train
@@ -91,6 +91,15 @@ def test_stopped_and_continued_in_two_processes(tiny: Tiny, kind: str) -> None:
     first, second = state(whole), state(stopped)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert read_json(folder_of(stopped).result)["finished"]
+
+
+def test_broken_off_within_an_epoch_in_two_processes(tiny: Tiny) -> None:
+    """The epoch's loss too is that of both processes, before and after."""
+    case = {**EVERYTHING, "checkpoint_minutes": 0.0}
+    whole, broken = tiny("whole", **case), tiny("broken", **case)
+    answers = launch([asdict(whole), {**asdict(broken), "broken": 2}, asdict(broken)], {})
+    assert answers == ["2 8", "broken off", "2 8"]
+    assert_alike(whole, broken)
 
 
 def test_local_perturbation_is_m_sharpness_in_one_process(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

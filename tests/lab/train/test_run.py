@@ -17,8 +17,10 @@ from flatwise.errors import TrainingError, UserError
 from flatwise.files import read_json
 from flatwise.lab.models import build_model
 from flatwise.lab.train import TrainConfig, train
+from flatwise.lab.train.distributed import World
 from flatwise.lab.train.evaluate import Predictions
 from flatwise.lab.train.finished import evaluate
+from flatwise.lab.train.relabel import relabelled
 from flatwise.lab.train.samples import load_samples
 from flatwise.lab.train.trackers import usable_trackers
 from flatwise.lab.train.watch import SKIPS, Watch
@@ -138,6 +140,14 @@ def test_labels_from_a_finished_training(tiny: Tiny) -> None:
     assert noise["given_digest"] == given["noise"]["digest"] != noise["digest"]
 
 
+def test_labels_from_a_training_on_other_images_are_refused(tiny: Tiny) -> None:
+    teacher = tiny("teacher", steps=1)
+    train(teacher)
+    config = tiny("student", dataset="mnist", labels_from=str(folder_of(teacher).path))
+    with pytest.raises(UserError, match="was trained on digits, not on mnist"):
+        relabelled(config, load_samples(teacher), World(config))
+
+
 def test_evaluate_reads_the_weights(tiny: Tiny) -> None:
     config = tiny(ema=0.5)
     result = train(config)
@@ -194,6 +204,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tracker": "wandbb"}, "did you mean 'wandb'"),
     ({"labels_from": "nowhere"}, "is not the folder of a finished training"),
     ({"method": "bsam", "clip": 1.0}, "does not know"),
+    ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+    ({"optimizer": "adam"}, "did you mean 'adamw'"),
+    ({"precision": "int8"}, "known: fp32, bf16, fp16"),
+    ({"schedule": "step", "gamma": -0.1}, "--gamma must be a number of at least 0"),
+    ({"keep_epochs": "1.5"}, "--keep-epochs must be whole numbers"),
+    ({"keep_epochs": "inf"}, "--keep-epochs must be whole numbers"),
+    ({"loader_workers": -1}, "--loader-workers must be"),
 ]
 
 
@@ -222,3 +239,8 @@ def test_two_trainings_of_one_process_do_not_meet(tiny: Tiny) -> None:
     first = numbers(train(tiny("one")))
     train(tiny("two", precision="bf16", seed=5))
     assert numbers(train(tiny("three"))) == first
+
+
+@pytest.mark.parametrize(("settings", "m"), [({}, 16), ({"m": 8}, 8), ({"method": "m-sam"}, 4), ({"m": 16}, 16)])
+def test_the_images_of_a_perturbation_are_recorded(tiny: Tiny, settings: dict[str, Any], m: int) -> None:
+    assert train(tiny(steps=1, **settings))["effective_m"] == m

@@ -36,3 +36,8 @@ def test_steps_fall_at_the_milestones_of_the_whole_training(total: int, falls: l
     for number, step in enumerate(falls):
         assert found[step - 1] == pytest.approx(0.2**number, abs=1e-12) or step == 1
         assert found[step] == pytest.approx(0.2 ** (number + 1))
+
+
+def test_a_milestone_that_rounding_puts_behind_its_step() -> None:
+    assert 0.28 * 25 > 7
+    assert rates(0, 25, schedule="step", milestones="0.28", gamma=0.5)[6:8] == [1, 0.5]

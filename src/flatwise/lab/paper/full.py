@@ -24,6 +24,8 @@ from flatwise.lab.statistics import Estimate, estimate, paired_difference
 from flatwise.lab.train import train
 
 BASES = ("base", "base-2x")
+HELD_OUT_TABLES = ("8",)
+"""Tables that print the error on the held-out tenth."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def full_grid(name: str, wanted: Sequence[Run]) -> Grid:
 
 
 def values_of(wanted: Sequence[Run], *, lower: bool) -> dict[Place, list[float] | None]:
-    """Read the test accuracies or errors.
+    """Read the test accuracies or errors; of Table 8 those on the held-out tenth, which it prints.
 
     Args:
         wanted: the trainings.
@@ -128,7 +130,8 @@ def values_of(wanted: Sequence[Run], *, lower: bool) -> dict[Place, list[float] 
     found: dict[Place, list[float | None]] = {}
     for run in wanted:
         result = result_of(run.config)
-        accuracy = None if result is None else result.get("test_accuracy")
+        quantity = "validation_accuracy" if run.table in HELD_OUT_TABLES else "test_accuracy"
+        accuracy = None if result is None else result.get(quantity)
         value = None if accuracy is None else 100 * (1 - accuracy if lower else accuracy)
         found.setdefault(Place(run.row, run.cell, run.role), []).append(value)
     whole = {place: [value for value in row if value is not None] for place, row in found.items()}
@@ -144,13 +147,17 @@ def reference(place: Place, values: Mapping[Place, list[float] | None], *, lower
         lower: whether lower is better.
 
     Returns:
-        Of the base for once and twice the epochs the better, as the paper reports it; None where there is none.
+        Of the base for once and twice the epochs the better, as the paper reports it; None where there is none, or
+        one of the two is missing.
     """
     if place.role in BASES:
         return None
     for row in (place.row, "sgd"):
-        rows = [values.get(Place(row, place.cell, role)) for role in BASES]
+        places = [Place(row, place.cell, role) for role in BASES]
+        rows = [values[base] for base in places if base in values]
         bases = [found for found in rows if found is not None]
+        if len(bases) < len(rows):  # the one that is missing might be the better
+            return None
         if bases:
             return min(bases, key=lambda found: sum(found) if lower else -sum(found))
     return None
@@ -166,7 +173,7 @@ def printed(name: str, place: Place) -> str | None:
     Returns:
         The number as printed; None where the paper prints none.
     """
-    if name not in table_names():
+    if name not in table_names() or place.role == "first":  # the row's number is of the training after that one
         return None
     kind = "base" if place.role in BASES else "sam"
     found = table(name)
@@ -189,7 +196,10 @@ def write_full(path: Path, name: str, wanted: Sequence[Run]) -> None:
     for run in wanted:
         result = result_of(run.config)
         if result is not None:
-            kept = {key: result.get(key) for key in ("test_accuracy", "seconds", "gradient_evaluations_per_step")}
+            kept = {
+                key: result.get(key)
+                for key in ("test_accuracy", "validation_accuracy", "seconds", "gradient_evaluations_per_step")
+            }
             where = {"row": run.row, "cell": run.cell, "role": run.role, "seed": run.seed}
             lines.append({**where, "config": differences(run.config), **kept, "environment": result.get("environment")})
     write_json(path, {"table": name, "scale": "full", "trainings": lines})

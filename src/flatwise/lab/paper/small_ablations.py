@@ -42,7 +42,7 @@ C5 = Study(
         Claim("p = 2 is better than p = infinity", "Figure 6", "SAM", "p = inf"),
         Claim("p = 2 is better than a random direction", "Figure 6", "SAM", "random"),
         Claim("p = infinity is better than a random direction", "Figure 6", "p = inf", "random"),
-        Claim("p = 2 is better than p = 1 (the paper argues, and does not run it)", "section 2", "SAM", "p = 1"),
+        Claim("p = 2 is better than p = 1 (which the paper leaves out)", "section 2", "SAM", "p = 1"),
     ),
     differs=(*SIZES, "the length of the random direction is rho times the root of the number of weights to 0.2 % only"),
 )  # fmt: skip

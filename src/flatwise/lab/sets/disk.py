@@ -22,6 +22,18 @@ from flatwise.lab.sets.sources import one_line
 AHEAD = 2  # batches that each process has ready
 
 
+class BrokenImageError(UserError):
+    """An image that cannot be decoded."""
+
+    everywhere = False
+
+
+class EndedReaderError(TrainingError):
+    """A process that reads images, and ended on its own."""
+
+    everywhere = False
+
+
 @dataclass(frozen=True, eq=False)
 class OnDisk:
     """Images of many sizes, in files.
@@ -78,17 +90,17 @@ class OnDisk:
             What ``batch`` returns, in the order of the plan, whatever the number of processes.
 
         Raises:
-            UserError: an image is broken.
-            TrainingError: a process ended on its own, as where memory runs out.
+            BrokenImageError: an image is broken.
+            EndedReaderError: a process ended on its own, as where memory runs out.
         """
         ready = self._start(plan, workers)
         try:
             for found in ready:
                 if isinstance(found, str):
-                    raise UserError(found)
+                    raise BrokenImageError(found)
                 yield found
         except RuntimeError as error:
-            raise TrainingError(
+            raise EndedReaderError(
                 f"a process that reads images ended: {one_line(error)}; use fewer --loader-workers, or 0"
             ) from error
         finally:

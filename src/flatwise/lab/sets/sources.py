@@ -187,6 +187,8 @@ class MissingDataError(UserError):
         failure: why the download failed, where one was tried.
     """
 
+    everywhere = False
+
     def __init__(self, source: Source, root: Path | None, failure: Exception | None = None) -> None:
         looked = ", ".join(dict.fromkeys(str(folder) for folder in candidates(source, root)))
         ways = [
@@ -213,6 +215,8 @@ class DamagedDataError(UserError):
         folder: where it was found.
         failure: what its reader said.
     """
+
+    everywhere = False
 
     def __init__(self, source: Source, folder: Path, failure: Exception) -> None:
         super().__init__(

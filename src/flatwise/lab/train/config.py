@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.config import flag
@@ -134,8 +134,11 @@ class TrainConfig:
 
         Raises:
             UserError: a number outside its range, or two settings that exclude each other.
-            UnknownNameError: an augmentation that does not exist.
+            UnknownNameError: an augmentation, or another word, that does not exist.
         """
+        for name, hint in get_type_hints(TrainConfig).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise UnknownNameError(name, getattr(self, name), get_args(hint))
         for name in ("epochs", "steps", "batch_size", "accumulate", "train_size", "m", "resolution", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -146,10 +149,12 @@ class TrainConfig:
             "momentum",
             "weight_decay",
             "clip",
+            "gamma",
             "warmup",
             "mixup",
             "cutmix",
             "checkpoint_minutes",
+            "loader_workers",
         ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -176,8 +181,15 @@ class TrainConfig:
 
     @property
     def kept_epochs(self) -> tuple[int, ...]:
-        """The epochs after which the weights are kept."""
-        return tuple(int(word) for word in _numbers("keep_epochs", self.keep_epochs))
+        """The epochs after which the weights are kept.
+
+        Raises:
+            UserError: one is no whole number.
+        """
+        found = _numbers("keep_epochs", self.keep_epochs)
+        if any(epoch < 0 or epoch % 1 != 0 for epoch in found):
+            raise UserError(f"--keep-epochs must be whole numbers of at least 0, not {self.keep_epochs!r}")
+        return tuple(int(epoch) for epoch in found)
 
     @property
     def fall(self) -> tuple[float, ...]:

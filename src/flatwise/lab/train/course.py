@@ -67,7 +67,8 @@ class Course:
         """Check that there is room for everything that will be written."""
         model, whole = state_bytes(self._trainer)
         there = sum(path.exists() for path in self._folder.checkpoints)
-        kept = [model + SPARE for _ in self._trainer.config.kept_epochs]
+        epochs = self._trainer.config.kept_epochs
+        kept = [model + SPARE for epoch in epochs if not self._folder.kept_weights(epoch).exists()]
         check_room(self._folder.path, [*[whole + SPARE] * (3 - there), model + SPARE, *kept])
 
     def resume(self) -> None:
@@ -121,7 +122,7 @@ class Course:
                     self._save()
                     start = time.perf_counter()
             self._on_step(self.steps, trainer.total_steps)
-        train_loss = float(trainer.world.mean(torch.stack(self._losses)).mean())
+        train_loss = float(torch.stack(self._losses).mean())
         self.seconds += time.perf_counter() - start
         self._losses, self._looked = [], 0
         record = {
@@ -163,11 +164,12 @@ class Course:
     def _look(self) -> None:
         """Look at the losses since the last look; all processes see the same ones, so that all stop or none."""
         trainer, first = self._trainer, self.steps - len(self._losses) + self._looked
-        losses = trainer.world.mean(torch.stack(self._losses[self._looked :])).cpu()
+        means = trainer.world.mean(torch.stack(self._losses[self._looked :]))
+        self._losses[self._looked :] = means.unbind()  # of all processes: a checkpoint holds them for each
         self._looked = len(self._losses)
         last = trainer.optimizer.last
         rates = [trainer.rate(step) for step in range(first, self.steps)]
-        self._watch.look(losses, rates, first, last.rho, updated=last.updated)
+        self._watch.look(means.cpu(), rates, first, last.rho, updated=last.updated)
 
     def _is_due(self) -> bool:
         waited = time.monotonic() - self._saved_at > 60 * self._trainer.config.checkpoint_minutes

@@ -63,15 +63,6 @@ class Average:
         finally:
             self._put(kept)
 
-    def load(self, values: dict[str, Tensor]) -> None:
-        """Continue from a saved average.
-
-        Args:
-            values: as :attr:`values` was.
-        """
-        for name, value in self.values.items():
-            local(value).copy_(local(values[name]))
-
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:
         for name, value in self._live.items():

@@ -125,7 +125,10 @@ class Trainer:
         """The samples of one perturbation."""
         if self.world.size > 1 and not self.world.local:
             return self.batch_size
-        return min(int(self.method.options.get("micro_batch_size", self.share)), self.share)
+        options = self.method.options
+        # A method that needs m and is given none has a default, which only its optimizer knows.
+        default = getattr(getattr(self.optimizer, "_batching", None), "micro_batch_size", None)
+        return min(int(options.get("micro_batch_size") or default or self.share), self.share)
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the network in the precision of the passes.

@@ -37,6 +37,6 @@ def relative_rate(config: TrainConfig, step: int, warmup: int, total: int) -> fl
     if config.schedule == "linear":
         return 1 - share
     if config.schedule == "step":
-        # 0.3 * 10 is 3.0, and 0.6 * 5 a little less than 3: a milestone is meant to be a whole step.
+        # 0.28 * 100 is a little more than 28, and is meant to be step 28.
         return float(config.gamma ** sum(step >= round(milestone * total, 6) for milestone in config.fall))
     return 1.0
