@@ -58,7 +58,8 @@ M = Study(
             {**PLAIN, "train_size": 2000},
             (
                 SGD,
-                *(Arm(f"SAM, m = {m}", {"method": "sam", "m": m}, radii(0.02, 0.05, 0.1)) for m in (1, 4, 16, 64)),
+                *(Arm(f"SAM, m = {m}", {"method": "sam", "m": m}, radii(0.005, 0.01, 0.02, 0.05, 0.1))
+                  for m in (1, 4, 16, 64)),
                 # More networks for the ranking, of more and less generalisation.
                 Arm("SGD, rate 0.01", {"method": "base"}, ({"lr": 0.01},)),
                 Arm("SGD, rate 0.05", {"method": "base"}, ({"lr": 0.05},)),
@@ -83,7 +84,7 @@ M = Study(
         "cnn-plain (two convolutions, two linear layers; no normalisation, for which one sample is too few; 26,698 "
         "weights) instead of a small ResNet",
         *SIZES[2:3],
-        "m up to 64, the batch, instead of 256; rho from 0.02, 0.05, 0.1 for each m",
+        "m up to 64, the batch, instead of 256; rho from 0.005 to 0.1 for each m",
         "the ranking is of the trained networks of this study instead of those of the NeurIPS 2020 competition, by "
         "Kendall's tau instead of mutual information; m-sharpness at rho = 0.05 on up to 64 micro-batches of 1,024 "
         "training images",
@@ -103,7 +104,7 @@ M_NOISE = Study(
             {**SMALL, "label_noise": 0.4},
             (
                 SGD,
-                Arm("SAM, m = 4", {"method": "sam", "m": 4}, radii(0.05, 0.1, 0.2)),
+                Arm("SAM, m = 4", {"method": "sam", "m": 4}, radii(0.01, 0.02, 0.05, 0.1, 0.2)),
                 Arm("SAM, m = 16", {"method": "sam", "m": 16}, radii(0.05, 0.1, 0.2, 0.5)),
                 Arm("SAM, m = 64", {"method": "sam"}, radii(*RADII)),
             ),
