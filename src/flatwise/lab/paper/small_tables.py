@@ -39,8 +39,8 @@ TABLE4 = Study(
     quantities=(("wrong_labels_fitted", "wrong labels learnt, %"),),
     differs=(
         *SIZES,
-        "the bootstrap takes over the learning rate, weight decay, rho and alpha of the first training; its wrong labels "
-        "are the mistakes of that training",
+        "the bootstrap takes over the learning rate, weight decay, rho and alpha of the first training; its wrong "
+        "labels are the mistakes of that training",
     ),
 )  # fmt: skip
 
