@@ -123,7 +123,5 @@ TABLE5 = Study(
         "in so short a training the network does not fit even its own images (see the accuracy on them): what helps is "
         "a longer one, and there is no overfitting for SAM to prevent",
         "learning rate from 0.02, 0.1 with weight decay 5e-4; rho from 0.02, 0.05, 0.1 (the paper's table says 0.05)",
-        "so short a training of a small network on augmented images is far from fitting them: twice the epochs, which "
-        "SGD gets for the same gradients, gain more than flatness does. The paper's trainings are at the other end",
     ),
 )
