@@ -43,6 +43,7 @@ class Plot:
         up: name of the vertical axis.
         curves: what is drawn.
         log: whether the horizontal axis is logarithmic.
+        lowest: where the vertical axis begins; None: below everything.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Plot:
     up: str
     curves: tuple[Curve, ...]
     log: bool = False
+    lowest: float | None = None
 
 
 def draw(record: Record, path: Path) -> bool:
@@ -90,6 +92,8 @@ def _draw(plots: Sequence[Plot], path: Path, title: str) -> None:
         if plot.log and len(set(ends)) < 9:
             axes.set_xticks(sorted(set(ends)), [f"{place:g}" for place in sorted(set(ends))])
             axes.minorticks_off()
+        if plot.lowest is not None:
+            axes.set_ylim(bottom=plot.lowest)
         axes.set_title(plot.title, loc="left", fontsize=10.5, color=INK)
         axes.set_xlabel(plot.across, color=INK)
         axes.set_ylabel(plot.up, color=INK)
@@ -182,7 +186,10 @@ def norms(record: Record) -> list[Plot]:
             # Two seeds choose, and their interval would hide everything: the mean alone.
             found = [(rho, Estimate(row, sum(row) / len(row), None)) for rho, row in sorted(rows.items())]
             curves += _curve_of("p = 2" if arm.name == "SAM" else arm.name, found)
-        plots.append(Plot(setting.name, "rho, in its kind's own unit", "held-out accuracy, %", tuple(curves), log=True))
+        # Far below the worst of SAM a radius is simply too large, and how much too large would hide the rest.
+        lowest = min((value.mean for value in curves[0].values), default=0.0) - 1 if curves else None
+        words = ("rho, in its kind's own unit", "held-out accuracy, %")
+        plots.append(Plot(setting.name, *words, tuple(curves), log=True, lowest=lowest))
     return plots
 
 
