@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -39,15 +40,20 @@ def test_file_names_of_different_methods_differ() -> None:
     assert len({file_name(name) for name in ("sam:rho=0.5", "sam%rho=0.5", "sam/rho=0.5", "sam rho=0.5")}) == 4
 
 
-def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that is in the folder, and stays."""
     code = (
         "import sys; from pathlib import Path; from flatwise.lab.folder import RunFolder\n"
-        f"with RunFolder(Path({str(tmp_path)!r})).locked():\n    print('in', flush=True); sys.stdin.read()"
+        f"with RunFolder(Path({str(folder)!r})).locked():\n    print('in', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "in\n"
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    return holder
+
+
+def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
+    with holding(tmp_path) as holder:
         with pytest.raises(UserError, match=f"pid {holder.pid}"), RunFolder(tmp_path).locked():
             pass
         holder.kill()
@@ -57,6 +63,15 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").read_text() == str(holder.pid)
         with RunFolder(tmp_path).locked():
             pass
+
+
+def test_a_process_that_is_ending_is_waited_for(tmp_path: Path) -> None:
+    with holding(tmp_path) as holder:
+        ending = threading.Timer(0.3, holder.kill)
+        ending.start()
+        with RunFolder(tmp_path).locked():
+            pass
+        ending.join()
 
 
 def test_what_a_killed_process_had_half_written_goes(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 from tests.lab.sweep_world import EPOCHS, FIXED, FakeTrain, config_in, height, states
 
 from flatwise.errors import CannotWriteError, TrainingError, UserError
 from flatwise.lab.sweep import SweepConfig, sweep
-from flatwise.lab.sweep.results import finished
+from flatwise.lab.sweep.results import finished, rows_of
 from flatwise.lab.train import TrainConfig
 
 
@@ -311,8 +313,6 @@ def test_a_length_in_steps_makes_epochs_that_the_settings_do_not_say(train: Fake
 
 
 def test_the_caller_settings_of_optuna_are_left_as_they_were(train: FakeTrain, tmp_path: Path) -> None:
-    import optuna
-
     before = optuna.logging.get_verbosity()
     sweep(config_in(tmp_path, trials=1))
     assert optuna.logging.get_verbosity() == before
@@ -321,3 +321,18 @@ def test_the_caller_settings_of_optuna_are_left_as_they_were(train: FakeTrain, t
 def test_a_sweep_is_called_from_python_with_few_words(train: FakeTrain, tmp_path: Path) -> None:
     found = sweep(replace(SweepConfig(trials=1, fixed=FIXED), out=str(tmp_path)))
     assert found.folder == tmp_path / "digits-mlp"
+
+
+def test_what_was_stopped_stands_last_whatever_its_accuracy() -> None:
+    study = optuna.create_study(direction="maximize")
+    facts = {"chosen": {"method": "sam", "rho": 0.1, "lr": 0.1, "weight_decay": 0.0}, "seconds": 1.0, "machine": "here"}
+    for state, value in (
+        (TrialState.PRUNED, 0.9),
+        (TrialState.COMPLETE, 0.0),
+        (TrialState.PRUNED, 0.4),
+        (TrialState.COMPLETE, 0.7),
+    ):
+        study.add_trial(
+            optuna.trial.create_trial(state=state, value=value, user_attrs={**facts, "accuracies": [value]})
+        )
+    assert [row.number for row in rows_of(study)] == [3, 1, 0, 2]

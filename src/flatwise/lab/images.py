@@ -12,8 +12,9 @@ from torch import Tensor
 from flatwise.errors import UnknownNameError, UserError
 from flatwise.lab.sets.disk import OnDisk
 from flatwise.lab.sets.memory import InMemory, mean_and_deviation
+from flatwise.lab.sets.read import ReadSet
 from flatwise.lab.sets.small import SMALL, read_small
-from flatwise.lab.sets.trees import LARGE, LargeSet, list_folder, list_large
+from flatwise.lab.sets.trees import LARGE, list_folder, list_large
 
 DATA_SETS = ("cifar10", "cifar100", "svhn", "svhn-core", "fashion-mnist", "mnist", "digits", *LARGE)
 RESOLUTION = 224
@@ -107,12 +108,8 @@ def _small_images(name: str, root: Path | None) -> Images:
     read = read_small(name, root)
     mean, std = mean_and_deviation(read.train.images)
     return Images(
-        name=name,
-        train=read.train,
-        train_labels=read.train_labels,
-        test=read.test,
-        test_labels=read.test_labels,
-        class_names=read.class_names,
+        name,
+        **vars(read),
         mean=mean,
         std=std,
         flips=name not in NOT_MIRRORED,
@@ -146,14 +143,10 @@ def _folder_images(name: str, folder: Path, resolution: int) -> Images:
     return _photographs(name, list_folder(folder, resolution))
 
 
-def _photographs(name: str, listed: LargeSet) -> Images:
+def _photographs(name: str, listed: ReadSet[OnDisk]) -> Images:
     return Images(
-        name=name,
-        train=listed.train,
-        train_labels=listed.train_labels,
-        test=listed.test,
-        test_labels=listed.test_labels,
-        class_names=listed.class_names,
+        name,
+        **vars(listed),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         flips=True,

@@ -27,7 +27,7 @@ class Scores:
     """What an evaluation gives.
 
     Attributes:
-        loss: mean cross-entropy.
+        loss: mean cross-entropy, without smoothing and decay.
         accuracy: share that is right.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,6 +17,22 @@ from flatwise.lab.timing import time_methods
 TIMING = "timing"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work with one thread, and leave the caller's threads and random state as they were.
+
+    Yields:
+        Nothing.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def perform(config: CompareConfig, folder: RunFolder, task: int | str, send: Callable[[Event], None]) -> None:
     """Do one task with one thread and leave the caller's threads and random state as they were.
 
@@ -25,19 +42,14 @@ def perform(config: CompareConfig, folder: RunFolder, task: int | str, send: Cal
         task: the number of a run in the list of all runs, or ``"timing"``.
         send: takes the events ``epoch`` and ``notice``.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if task == TIMING:
-                write_json(folder.timing, {"identity": identity(config), **time_methods(config)})
-            else:
-                run_job(
-                    config,
-                    all_jobs(config)[int(task)],
-                    folder,
-                    on_epoch=lambda epoch: send({"event": "epoch", "task": task, "epoch": epoch}),
-                    on_notice=lambda text: send({"event": "notice", "text": text}),
-                )
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        if task == TIMING:
+            write_json(folder.timing, {"identity": identity(config), **time_methods(config)})
+        else:
+            run_job(
+                config,
+                all_jobs(config)[int(task)],
+                folder,
+                on_epoch=lambda epoch: send({"event": "epoch", "task": task, "epoch": epoch}),
+                on_notice=lambda text: send({"event": "notice", "text": text}),
+            )

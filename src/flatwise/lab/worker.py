@@ -26,13 +26,14 @@ from flatwise.lab.tasks import perform
 Perform = Callable[[Any, Callable[[Event], None]], object]
 
 
-def serve(lines: TextIO, replies: TextIO, prepare: Callable[[Any], Perform]) -> None:
-    """Work until the input ends.
+def heard(lines: TextIO) -> queue.SimpleQueue[str]:
+    """Listen in a thread of its own; when the input ends, so does this process, whatever it is doing.
 
     Args:
-        lines: what all tasks share, then the tasks.
-        replies: takes the events, and after each task ``done`` or ``error``.
-        prepare: from the first line makes what does a task and sends its events.
+        lines: what the parent says.
+
+    Returns:
+        Takes the lines.
     """
     incoming: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -42,6 +43,29 @@ def serve(lines: TextIO, replies: TextIO, prepare: Callable[[Any], Perform]) -> 
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    return incoming
+
+
+def channel() -> TextIO:
+    """Keep standard output for events: what a library prints must not get between them, and goes to standard error.
+
+    Returns:
+        What was standard output.
+    """
+    kept = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return kept
+
+
+def serve(lines: TextIO, replies: TextIO, prepare: Callable[[Any], Perform]) -> None:
+    """Work until the input ends.
+
+    Args:
+        lines: what all tasks share, then the tasks.
+        replies: takes the events, and after each task ``done`` or ``error``.
+        prepare: from the first line makes what does a task and sends its events.
+    """
+    incoming = heard(lines)
 
     def send(event: Event) -> None:
         replies.write(json.dumps(event) + "\n")
@@ -67,10 +91,7 @@ def main(prepare: Callable[[Any], Perform]) -> None:
     Args:
         prepare: see :func:`serve`.
     """
-    # What a library prints must not get between the events.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, channel, prepare)
+    serve(sys.stdin, channel(), prepare)
 
 
 def _comparison(settings: dict[str, Any]) -> Perform:

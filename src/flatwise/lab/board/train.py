@@ -19,6 +19,7 @@ from flatwise.lab.folder import RunFolder
 from flatwise.lab.job import all_jobs
 from flatwise.lab.methods import Method
 from flatwise.lab.pool import Pool
+from flatwise.lab.tasks import one_thread
 from flatwise.lab.timing import time_methods
 
 TIMING_SECONDS = 60.0
@@ -77,13 +78,8 @@ def time_task(task: Task, methods: Sequence[str], store: Store) -> None:
         return
     print(f"{task.name}: timing a step of {len(missing)} methods, about a minute", file=sys.stderr)
     chosen = [Entry(BASE, BASE, None), *(entries(task, name)[1] for name in missing)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            timing = time_methods(config_for(task, chosen, 1), TIMING_SECONDS)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        timing = time_methods(config_for(task, chosen, 1), TIMING_SECONDS)
     for entry in chosen:
         known.setdefault(entry.method, {**timing["methods"][entry.text], "rounds": timing["rounds"]})
     content = {"how": "steps interleaved in one process, one thread, medians of the ratios to the base's step"}

@@ -66,7 +66,7 @@ def measure_trained(name: str, config: TrainConfig) -> None:
 
 
 def _file(name: str, config: TrainConfig) -> Path:
-    return Path(config.out) / config.folder_name() / f"measured-{name}.json"
+    return TrainFolder.of(config).path / f"measured-{name}.json"
 
 
 def by_steps(config: TrainConfig) -> Values:
@@ -113,7 +113,7 @@ def by_size(config: TrainConfig) -> Values:
     with torch.no_grad():
         logits = torch.cat([trained.model(part) for part in torch.split(trained.inputs, 512)])
     accuracy = float((logits.argmax(dim=1) == trained.labels).double().mean())
-    test = read_json(Path(config.out) / config.folder_name() / "result.json")["test_accuracy"]
+    test = read_json(TrainFolder.of(config).result)["test_accuracy"]
     return {**values, "train_accuracy": accuracy, "gap": accuracy - test}
 
 
@@ -143,7 +143,7 @@ def by_epoch(config: TrainConfig) -> Values:
 
 def _keep_weights(config: TrainConfig) -> None:
     """Train again, to the same bits, where the first time no weights were kept between the epochs."""
-    folder = TrainFolder(Path(config.out) / config.folder_name())
+    folder = TrainFolder.of(config)
     if not all(folder.kept_weights(epoch).exists() for epoch in config.kept_epochs):
         train(replace(config, fresh=True))
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from flatwise.lab.paper.study import Arm, Fields, Setting, Study
 from flatwise.lab.train.config import TrainConfig
+from flatwise.lab.train.folder import TrainFolder
 
 Stage = Literal["tuning", "final", "twice"]
 Result = Mapping[str, Any]
@@ -138,7 +139,7 @@ class _Setting:
                 teacher = self._finals.get((arm.labels_from, seed))
                 if teacher is None or self._finished(teacher) is None:
                     continue
-                labels = {"labels_from": str(Path(teacher.out) / teacher.folder_name())}
+                labels = {"labels_from": str(TrainFolder.of(teacher).path)}
             run = self._run(arm, "final", seed, choice, labels)
             self._finals[arm.name, seed] = run.config
             yield run

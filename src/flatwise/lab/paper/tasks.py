@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from flatwise.errors import TrainingError
 from flatwise.files import read_json, write_json
 from flatwise.lab.child import Event
 from flatwise.lab.paper.measures import measure_trained
 from flatwise.lab.pool import Task
+from flatwise.lab.tasks import one_thread
 from flatwise.lab.train import TrainConfig, train
 from flatwise.lab.train.config import train_config_from
+from flatwise.lab.train.folder import TrainFolder
 
 BROKEN = "broken.json"
 """Left by a training whose loss did not stay finite: a result too, and the worst of all."""
@@ -30,11 +29,11 @@ def result_of(config: TrainConfig) -> dict[str, Any] | None:
     Returns:
         The result, or None where it has not finished.
     """
-    folder = Path(config.out) / config.folder_name()
-    found = read_json(folder / "result.json")
+    folder = TrainFolder.of(config)
+    found = read_json(folder.result)
     if isinstance(found, dict) and found.get("finished"):
         return found
-    broken = read_json(folder / BROKEN)
+    broken = read_json(folder.path / BROKEN)
     return broken if isinstance(broken, dict) else None
 
 
@@ -72,22 +71,17 @@ def perform(task: Task, send: Callable[[Event], None]) -> None:
     """
     assert isinstance(task, dict)
     config = train_config_from(task["config"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if "measure" in task:
-                measure_trained(task["measure"], config)
-            else:
-                _train(config, send)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        if "measure" in task:
+            measure_trained(task["measure"], config)
+        else:
+            _train(config, send)
 
 
 def _train(config: TrainConfig, send: Callable[[Event], None]) -> None:
     try:
         train(config, lambda record: send({"event": "epoch", "epoch": record["epoch"]}))
     except TrainingError as error:
-        folder = Path(config.out) / config.folder_name()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / BROKEN, {"broken": str(error), "test_accuracy": None})
+        folder = TrainFolder.of(config)
+        folder.create()
+        write_json(folder.path / BROKEN, {"broken": str(error), "test_accuracy": None})

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flatwise.lab.train.config import TrainConfig
 from flatwise.lab.train.folder import TrainFolder
-from flatwise.lab.train.network import new_model
+from flatwise.lab.train.network import trained_network
 from flatwise.lab.train.samples import load_samples
-from flatwise.lab.train.tensors import put_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +52,8 @@ def load_trained(config: TrainConfig, epoch: int | None = None) -> Trained:
         Network and images.
     """
     samples = load_samples(config)
-    model = new_model(config, samples)
-    folder = TrainFolder(Path(config.out) / config.folder_name())
-    path = folder.weights if epoch is None else folder.kept_weights(epoch)
-    put_state(model.state_dict(), torch.load(path, weights_only=True))
+    folder = TrainFolder.of(config)
+    weights = folder.weights if epoch is None else folder.kept_weights(epoch)
+    model = trained_network(config, weights, samples)
     inputs = samples.plain("training", torch.arange(len(samples.labels)))
     return Trained(model.eval(), inputs, samples.labels)

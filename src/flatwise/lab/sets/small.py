@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from flatwise.errors import UserError
 from flatwise.lab.idx import find_idx, read_idx
 from flatwise.lab.sets.memory import InMemory, checked
+from flatwise.lab.sets.read import ReadSet
 from flatwise.lab.sets.sources import (
     SOURCES,
     DamagedDataError,
@@ -40,26 +40,7 @@ SPLITS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 SMALL = ("digits", "mnist", "fashion-mnist", *SPLITS)
 
 
-@dataclass(frozen=True, eq=False)
-class SmallSet:
-    """A data set as its files have it.
-
-    Attributes:
-        train: training images.
-        train_labels: int64, (images,).
-        test: test images.
-        test_labels: int64, (images,).
-        class_names: in the order of the labels.
-    """
-
-    train: InMemory
-    train_labels: Tensor
-    test: InMemory
-    test_labels: Tensor
-    class_names: tuple[str, ...]
-
-
-def read_small(name: str, root: Path | None) -> SmallSet:
+def read_small(name: str, root: Path | None) -> ReadSet[InMemory]:
     """Read a data set into memory.
 
     Args:
@@ -76,7 +57,7 @@ def read_small(name: str, root: Path | None) -> SmallSet:
     return _from_idx(name, root)
 
 
-def _digits() -> SmallSet:
+def _digits() -> ReadSet[InMemory]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -108,7 +89,7 @@ def stratified_indices(labels: Tensor, share: float) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def _by_torchvision(name: str, root: Path | None) -> SmallSet:
+def _by_torchvision(name: str, root: Path | None) -> ReadSet[InMemory]:
     source, (train_splits, test_split) = SOURCES[name], SPLITS[name]
     reader = torchvision_reader(source.reader)
     found = find(source, root)
@@ -132,7 +113,7 @@ def _tensors(part: Any) -> tuple[Tensor, Tensor]:
     return images, torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets, dtype=torch.int64)
 
 
-def _from_idx(name: str, root: Path | None) -> SmallSet:
+def _from_idx(name: str, root: Path | None) -> ReadSet[InMemory]:
     from torchvision.datasets import mnist
 
     source = SOURCES[name]
@@ -161,9 +142,9 @@ def _idx_folder(source: Source, root: Path | None) -> Path | None:
     return None
 
 
-def _small(title: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], names: Any) -> SmallSet:
+def _small(title: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], names: Any) -> ReadSet[InMemory]:
     named = tuple(names)
-    return SmallSet(
+    return ReadSet(
         train=checked(f"{title}, training part", *train, len(named)),
         train_labels=train[1],
         test=checked(f"{title}, test part", *test, len(named)),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flatwise.errors import UserError
 from flatwise.lab.sets.disk import OnDisk
 from flatwise.lab.sets.memory import check_labels
+from flatwise.lab.sets.read import ReadSet
 from flatwise.lab.sets.small import find, torchvision_reader
 from flatwise.lab.sets.sources import SOURCES, DamagedDataError, MissingDataError, one_line
 
@@ -30,26 +29,7 @@ FOLDERS = {"imagenet": ("val",), "birdsnap": ("test", "val")}
 LARGE = (*FOLDERS, *SPLITS)
 
 
-@dataclass(frozen=True, eq=False)
-class LargeSet:
-    """The files of a data set.
-
-    Attributes:
-        train: training images.
-        train_labels: int64, (images,).
-        test: test images.
-        test_labels: int64, (images,).
-        class_names: in the order of the labels.
-    """
-
-    train: OnDisk
-    train_labels: Tensor
-    test: OnDisk
-    test_labels: Tensor
-    class_names: tuple[str, ...]
-
-
-def list_large(name: str, root: Path | None, resolution: int) -> LargeSet:
+def list_large(name: str, root: Path | None, resolution: int) -> ReadSet[OnDisk]:
     """List a named data set.
 
     Args:
@@ -88,7 +68,7 @@ def list_large(name: str, root: Path | None, resolution: int) -> LargeSet:
     return _large(folder, resolution, (files, labels), test, tuple(parts[0].classes))
 
 
-def list_folder(folder: Path, resolution: int, test_names: Sequence[str] = ("test", "val")) -> LargeSet:
+def list_folder(folder: Path, resolution: int, test_names: Sequence[str] = ("test", "val")) -> ReadSet[OnDisk]:
     """List a folder of classes: train/ and test/ or val/, each with one folder per class.
 
     Args:
@@ -142,7 +122,7 @@ def _large(
     train: tuple[list[str], list[int]],
     test: tuple[list[str], list[int]],
     names: tuple[str, ...],
-) -> LargeSet:
+) -> ReadSet[OnDisk]:
     parts = []
     for title, (paths, labels) in (("training", train), ("test", test)):
         if len(paths) != len(labels) or not paths:
@@ -155,4 +135,4 @@ def _large(
         start = len(str(folder)) + 1
         files = np.array([os.fsencode(path[start:]) for path in paths])
         parts.append((OnDisk(folder, files, resolution), numbers))
-    return LargeSet(*parts[0], *parts[1], names)
+    return ReadSet(*parts[0], *parts[1], names)

@@ -8,16 +8,14 @@ is gone, and it ends at once.
 from __future__ import annotations
 
 import json
-import os
-import queue
 import sys
-import threading
 import traceback
 from typing import TextIO
 
 from flatwise.errors import UserError
 from flatwise.lab.child import Event
 from flatwise.lab.sweep.perform import perform
+from flatwise.lab.worker import channel, heard
 
 
 def serve(lines: TextIO, replies: TextIO) -> None:
@@ -27,14 +25,7 @@ def serve(lines: TextIO, replies: TextIO) -> None:
         lines: tasks, and answers to epochs.
         replies: takes the events.
     """
-    incoming: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def listen() -> None:
-        for line in lines:
-            incoming.put(line)
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
+    incoming = heard(lines)
 
     def tell(event: Event) -> bool:
         replies.write(json.dumps(event) + "\n")
@@ -53,7 +44,4 @@ def serve(lines: TextIO, replies: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What a library prints must not get between the events.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, channel)
+    serve(sys.stdin, channel())

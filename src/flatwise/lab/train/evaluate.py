@@ -8,23 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatwise.lab.loop import EVALUATION_BATCH, Scores
 from flatwise.lab.train.distributed import World
 from flatwise.lab.train.samples import Samples
-
-EVALUATION_BATCH = 512
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation gives.
-
-    Attributes:
-        loss: mean cross-entropy, without smoothing and decay.
-        accuracy: share that is right.
-    """
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True, eq=False)

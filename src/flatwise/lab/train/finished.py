@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from flatwise.lab.loop import Scores
 from flatwise.lab.train.distributed import World
-from flatwise.lab.train.evaluate import Scores, predict
+from flatwise.lab.train.evaluate import predict
 from flatwise.lab.train.network import read_training, trained_network
 from flatwise.lab.train.samples import load_samples
 
@@ -41,7 +42,7 @@ def evaluate(path: str, data_root: str | None = None) -> Again:
     world = World(config)
     samples = load_samples(config, world.device)
     model = world.accelerator.prepare_model(
-        trained_network(config, folder, samples).to(world.device), evaluation_mode=True
+        trained_network(config, folder.weights, samples).to(world.device), evaluation_mode=True
     )
     predictions = predict(model, samples, "test", world, channels_last=config.channels_last)
     return Again(predictions.scores, result["test_accuracy"], len(predictions.labels))

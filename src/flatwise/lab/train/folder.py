@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatwise.errors import CannotWriteError
+from flatwise.lab.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,18 @@ class TrainFolder:
     """
 
     path: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> TrainFolder:
+        """Find the folder of a training, which may not be there yet.
+
+        Args:
+            config: the settings.
+
+        Returns:
+            The folder.
+        """
+        return cls(Path(config.out) / config.folder_name())
 
     @property
     def config(self) -> Path:

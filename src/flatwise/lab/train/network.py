@@ -58,12 +58,12 @@ def new_model(config: TrainConfig, samples: Samples) -> nn.Module:
     )
 
 
-def trained_network(config: TrainConfig, folder: TrainFolder, samples: Samples) -> nn.Module:
-    """Build the network as a training left it.
+def trained_network(config: TrainConfig, weights: Path, samples: Samples) -> nn.Module:
+    """Build the network as a training left it, at its end or after an epoch.
 
     Args:
         config: its settings.
-        folder: its folder.
+        weights: the file, in its folder.
         samples: say the size of images and the number of classes.
 
     Returns:
@@ -74,7 +74,7 @@ def trained_network(config: TrainConfig, folder: TrainFolder, samples: Samples) 
     """
     model = build_model(config.model, samples.shape, samples.classes, config.seed)
     try:
-        put_state(model.state_dict(), torch.load(folder.weights, map_location="cpu", weights_only=True))
+        put_state(model.state_dict(), torch.load(weights, map_location="cpu", weights_only=True))
     except DAMAGES as error:
-        raise UserError(f"{folder.weights} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{weights} cannot be read ({' '.join(str(error).split())[:200]})") from error
     return model

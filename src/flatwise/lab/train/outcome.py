@@ -15,6 +15,7 @@ from torch import Tensor
 from flatwise.lab.environment import describe
 from flatwise.lab.train.evaluate import Predictions, predict
 from flatwise.lab.train.loop import Trainer
+from flatwise.measure.fingerprint import bits
 
 if TYPE_CHECKING:
     from flatwise.lab.train.course import Course
@@ -117,7 +118,6 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name, value in state.items():
-        plain = value.detach().cpu().contiguous()
-        total.update(f"{name}/{plain.dtype}/{tuple(plain.shape)}/".encode())
-        total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(f"{name}/{value.dtype}/{tuple(value.shape)}/".encode())
+        total.update(bits(value))
     return total.hexdigest()

@@ -30,7 +30,7 @@ def relabelled(config: TrainConfig, samples: Samples, world: World) -> Samples:
     if teacher.dataset != config.dataset:
         raise UserError(f"{config.labels_from} was trained on {teacher.dataset}, not on {config.dataset}")
     model = world.accelerator.prepare_model(
-        trained_network(teacher, folder, samples).to(world.device), evaluation_mode=True
+        trained_network(teacher, folder.weights, samples).to(world.device), evaluation_mode=True
     )
     labels = predict(model, samples, "training", world).classes
     differing = int((labels != samples.labels).sum())

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from flatwise.files import finite, read_json, write_json
@@ -55,7 +54,7 @@ def train(
     Returns:
         The result, as it is in ``result.json`` of the run's folder.
     """
-    folder = TrainFolder(Path(config.out) / config.folder_name())
+    folder = TrainFolder.of(config)
     parse_train_method(config)  # a mistake is found before the folder is made
     notices: list[str] = []
     world = World(config, usable_trackers(config.tracker, notices.append), str(folder.path))
