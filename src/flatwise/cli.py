@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatwise.commands import SUMMARIES
-from flatwise.commands.flags import field_helps
+from flatwise.commands.flags import field_helps, parse_flags
 
 __all__ = ["field_helps", "main", "parse"]
 
@@ -87,7 +87,10 @@ def parse(words: Sequence[str]) -> Any:
         return None
     if words[0] not in SUMMARIES:
         raise UnknownNameError("command", words[0], SUMMARIES)
-    return _module(words[0]).parse(words[1:])
+    module, rest = _module(words[0]), words[1:]
+    if hasattr(module, "parse"):
+        return module.parse(rest)
+    return parse_flags(module.Settings, rest, words[0], module.DESCRIPTION)
 
 
 def _module(command: str) -> Any:

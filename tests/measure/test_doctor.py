@@ -132,6 +132,9 @@ def test_a_plain_optimizer_is_not_sam():
     assert (found.verdict, found.cause, found.rho, found.passes) == ("not applied", "no SAM", None, 1)
     assert "flatwise.SAM(optimizer" in found.change
     assert found.fall_base == found.fall_sam
+    assert math.isnan(found.time_ratio)
+    assert "1 gradient\n" in str(found)
+    assert "base alone  " not in str(found)  # it is the base
 
 
 def test_the_rho_of_adadelta_is_no_radius():
@@ -151,7 +154,10 @@ def test_a_radius_that_changes_nothing():
     found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model), rho=1e-5), **QUICK)
     assert (found.verdict, found.cause) == ("too small", "negligible")
     wanted = float(found.change.split()[0].removeprefix("rho="))
-    assert wanted > 1e-4
+    assert 1e-3 < wanted <= 0.5  # at one call, and never above what is usual
+    assert f"rho={wanted:g} instead of 1e-05" in found.change
+    close = doctor(model, loss_fn, data, flatwise.SAM(sgd(model), rho=wanted), **QUICK)
+    assert 0.03 < close.gradient_change.value < 0.3
 
 
 def test_a_radius_below_what_float32_can_see_is_too_small_and_not_a_cached_loss():
@@ -166,7 +172,8 @@ def test_a_radius_that_keeps_the_training_from_learning(rho):
     found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model), rho=rho), **QUICK)
     assert found.verdict == "too large"
     assert found.perturbed_loss.value > 3 * found.loss.value
-    assert f"rho={rho / 4:.2g} instead of" in found.change
+    assert "e+0" not in str(found)  # large shares are written in full
+    assert f"rho={rho / 4:g} instead of" in found.change
 
 
 def test_a_radius_that_destroys_what_was_learned():
@@ -341,7 +348,43 @@ def test_a_loop_that_leaves_the_closure_out():
     found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model)), train_step=train_step, **QUICK)
     assert (found.verdict, found.cause) == ("not applied", "the step raises")
     assert "closure" in found.why
+    assert "(in step 1)" in found.why
     assert "optimizer.step(closure)" in found.change
+    assert "nan" not in str(found)  # of a step that raised at once there are no numbers
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_loop_that_raises_is_named_in_whichever_step_it_does(number):
+    """Also in a step that is not watched; a loop that forgets second_step() raises in its second step."""
+    model, data = task()
+    calls = 0
+
+    def train_step(model, optimizer, batch):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyError("images")
+        loss_fn(model, batch).backward()
+        optimizer.first_step(zero_grad=True)
+        loss_fn(model, batch).backward()
+        optimizer.second_step(zero_grad=True)
+
+    found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model)), train_step=train_step, steps=200, progress=False)
+    assert (found.verdict, found.cause, found.steps) == ("not applied", "the step raises", number - 1)
+    assert f"KeyError: 'images' (in step {number})" in found.why
+
+
+def test_a_loop_that_forgets_the_second_step():
+    model, data = task()
+
+    def train_step(model, optimizer, batch):
+        loss_fn(model, batch).backward()
+        optimizer.first_step(zero_grad=True)
+        loss_fn(model, batch).backward()
+
+    found = doctor(model, loss_fn, data, flatwise.SAM(sgd(model)), train_step=train_step, steps=200, progress=False)
+    assert (found.verdict, found.cause) == ("not applied", "the step raises")
+    assert "call opt.restore() or second_step() first" in found.why
 
 
 def test_a_loop_that_uses_one_loss_for_both_passes():

@@ -248,17 +248,3 @@ def test_gaps_cuts_and_what_is_incomplete_are_said_on_the_picture():
     plane.values[:] = math.nan
     with pytest.raises(UserError, match="nothing to draw"):
         plane.plot()
-
-
-def test_surfaces_to_be_turned_share_scale_and_camera_and_names_are_no_markup():
-    pytest.importorskip("plotly")
-    models = {"sgd": network(0), "<b>sam</b>": network(1)}
-    figure = draw(models, samples()).interactive()
-    shown = json.loads(figure.to_json())
-    assert [trace["coloraxis"] for trace in shown["data"]] == ["coloraxis"] * 2
-    scenes = shown["layout"]["scene"], shown["layout"]["scene2"]
-    assert scenes[0]["camera"] == scenes[1]["camera"]
-    assert scenes[0]["zaxis"]["range"] == scenes[1]["zaxis"]["range"]
-    assert [note["text"] for note in shown["layout"]["annotations"]] == ["sgd", "&lt;b&gt;sam&lt;/b&gt;"]
-    with pytest.raises(UserError, match="draw it with"):
-        draw(network(), samples(), dimensions=1).interactive()

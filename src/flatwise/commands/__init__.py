@@ -1,4 +1,7 @@
-"""The commands: a module each, with ``parse(words)`` (settings; None where help was printed) and ``run(settings)``."""
+"""The commands: a module each, with ``run(settings)``, and ``CONTINUES``: whether it goes on where it was interrupted.
+
+Settings are the module's ``Settings``, whose fields are the flags; ``parse(words)`` stands where there is more to it.
+"""
 
 SUMMARIES = {
     "compare": "train one network from the same seeds with several methods, and say which is better",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flatwise.commands.flags import POSITIONAL, parse_flags
+from flatwise.commands.flags import POSITIONAL
 
 CONTINUES = False
 DESCRIPTION = "Take some steps on a copy, and say whether SAM is on, too small, fine or too large, and what to change."
@@ -47,18 +46,6 @@ class Settings:
     steps: int = 150
     seed: int = 0
     quiet: bool = False
-
-
-def parse(words: Sequence[str]) -> Settings | None:
-    """Read the command line.
-
-    Args:
-        words: what follows ``doctor``.
-
-    Returns:
-        The settings, or None where help was printed.
-    """
-    return parse_flags(Settings, words, "doctor", DESCRIPTION)
 
 
 def run(settings: Settings) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flatwise.commands.flags import POSITIONAL, parse_flags
+from flatwise.commands.flags import POSITIONAL
 
 CONTINUES = False
 DESCRIPTION = "Compute the test accuracy of a finished training again, from the weights in its folder."
@@ -22,18 +21,6 @@ class Settings:
 
     folder: str = field(metadata={POSITIONAL: None})
     data_root: str | None = None
-
-
-def parse(words: Sequence[str]) -> Settings | None:
-    """Read the command line.
-
-    Args:
-        words: what follows ``evaluate``.
-
-    Returns:
-        The settings, or None where help was printed.
-    """
-    return parse_flags(Settings, words, "evaluate", DESCRIPTION)
 
 
 def run(settings: Settings) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flatwise.commands.flags import POSITIONAL, parse_flags
-from flatwise.commands.measure import split
+from flatwise.commands.flags import POSITIONAL
 
 CONTINUES = True
 DESCRIPTION = "Measure the loss around trained weights: the same samples, directions and scale for all methods."
@@ -46,18 +44,6 @@ class Settings:
     quiet: bool = False
 
 
-def parse(words: Sequence[str]) -> Settings | None:
-    """Read the command line.
-
-    Args:
-        words: what follows ``landscape``.
-
-    Returns:
-        The settings, or None where help was printed.
-    """
-    return parse_flags(Settings, words, "landscape", DESCRIPTION)
-
-
 def run(settings: Settings) -> int:
     """Measure, draw, and say where it is.
 
@@ -71,23 +57,11 @@ def run(settings: Settings) -> int:
     from flatwise.lab.subjects import find_subjects
     from flatwise.lab.table import console_for
 
-    subjects = find_subjects(
-        settings.run, methods=split(settings.method), seed=settings.seed, samples=settings.samples, out=settings.out
-    )
-    seen = survey(
-        subjects,
-        points=settings.points,
-        directions=settings.directions,
-        line=settings.style == "line",
-        extent=settings.extent,
-        fresh=settings.fresh,
-        progress=not settings.quiet,
-    )
+    subjects = find_subjects(settings)
+    seen = survey(subjects, settings, fresh=settings.fresh, progress=not settings.quiet)
     console = console_for(sys.stdout)
     console.print(str(seen), markup=False)
     picture = subjects.folder.landscape.with_suffix(".png")
     seen.plot(picture, settings.style)
-    console.print(f"Every number: {subjects.folder.landscape}; the picture: {picture}", markup=False)
-    if subjects.page:
-        console.print(f"On the page: flatwise report {subjects.page}", markup=False)
+    console.print(subjects.where(subjects.folder.landscape, picture), markup=False)
     return 0

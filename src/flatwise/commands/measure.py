@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from flatwise.commands.flags import POSITIONAL, parse_flags
+from flatwise.commands.flags import POSITIONAL
 from flatwise.errors import UserError
+
+if TYPE_CHECKING:
+    from flatwise.lab.measuring import Wanted
 
 CONTINUES = True
 DESCRIPTION = "Measure how flat trained weights are: sharpness, Hessian and spectrum, with standard errors."
@@ -42,31 +46,25 @@ class Settings:
     fresh: bool = False
     quiet: bool = False
 
-    def sizes(self) -> tuple[int, ...]:
-        """Read the sizes of micro-batches.
+    def wanted(self) -> Wanted:
+        """Check what is wanted of each network.
 
         Returns:
-            The sizes.
+            It.
 
         Raises:
-            UserError: one is no whole number above 0.
+            UserError: a value that cannot be meant.
         """
+        from flatwise.lab.measuring import Wanted
+
         words = self.m.split(",")
         if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
             raise UserError(f"--m takes whole numbers separated by commas, such as 1,16,128, not {self.m!r}")
-        return tuple(int(word) for word in words)
-
-
-def parse(words: Sequence[str]) -> Settings | None:
-    """Read the command line.
-
-    Args:
-        words: what follows ``measure``.
-
-    Returns:
-        The settings, or None where help was printed.
-    """
-    return parse_flags(Settings, words, "measure", DESCRIPTION)
+        if not 0 < self.rho < math.inf:
+            raise UserError(f"--rho must be a number above 0, not {self.rho:g}")
+        if self.probes < 0:
+            raise UserError(f"--probes must be 0 or more, not {self.probes}")
+        return Wanted(self.samples, self.rho, tuple(int(word) for word in words), self.probes)
 
 
 def run(settings: Settings) -> int:
@@ -79,30 +77,14 @@ def run(settings: Settings) -> int:
         The exit code.
     """
     from flatwise.lab.measured import print_measures
-    from flatwise.lab.measuring import Wanted, measure_all
+    from flatwise.lab.measuring import measure_all
     from flatwise.lab.subjects import find_subjects
     from flatwise.lab.table import console_for
 
-    wanted = Wanted(settings.samples, settings.rho, settings.sizes(), settings.probes)
-    subjects = find_subjects(
-        settings.run, methods=split(settings.method), seed=settings.seed, samples=settings.samples, out=settings.out
-    )
+    wanted = settings.wanted()
+    subjects = find_subjects(settings)
     entries = measure_all(subjects, wanted, fresh=settings.fresh, progress=not settings.quiet)
     console = console_for(sys.stdout)
     print_measures(entries, console)
-    console.print(f"Every number: {subjects.folder.measures}", markup=False)
-    if subjects.page:
-        console.print(f"On the page: flatwise report {subjects.page}", markup=False)
+    console.print(subjects.where(subjects.folder.measures), markup=False)
     return 0
-
-
-def split(methods: str | None) -> list[str]:
-    """Read a list of methods.
-
-    Args:
-        methods: names separated by commas, or None.
-
-    Returns:
-        The names.
-    """
-    return [name.strip() for name in (methods or "").split(",") if name.strip()]

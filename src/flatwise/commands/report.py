@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flatwise.commands.flags import POSITIONAL, parse_flags
+from flatwise.commands.flags import POSITIONAL
 
 CONTINUES = True
 DESCRIPTION = "Make one page, to read and to send, from what is in one or several run folders."
@@ -28,18 +27,6 @@ class Settings:
     out: str | None = None
     full: bool = False
     quiet: bool = False
-
-
-def parse(words: Sequence[str]) -> Settings | None:
-    """Read the command line.
-
-    Args:
-        words: what follows ``report``.
-
-    Returns:
-        The settings, or None where help was printed.
-    """
-    return parse_flags(Settings, words, "report", DESCRIPTION)
 
 
 def run(settings: Settings) -> int:
@@ -66,13 +53,12 @@ def _complete(path: str, *, quiet: bool) -> None:
     """Measure what is missing, as the commands do by default."""
     from flatwise.commands import landscape, measure
     from flatwise.lab.folder import RunFolder
-    from flatwise.lab.measuring import Wanted, measure_all, survey
+    from flatwise.lab.measuring import measure_all, survey
     from flatwise.lab.subjects import find_subjects
 
-    subjects = find_subjects(path)
-    first, second = measure.Settings(path), landscape.Settings(path)
+    asked = measure.Settings(path)
+    subjects = find_subjects(asked)
     # What is there already is kept, method by method.
-    measure_all(subjects, Wanted(first.samples, first.rho, first.sizes(), first.probes), progress=not quiet)
+    measure_all(subjects, asked.wanted(), progress=not quiet)
     if not RunFolder(Path(path)).landscape.exists():
-        survey(subjects, points=second.points, directions=second.directions, line=False, extent=second.extent,
-               progress=not quiet)  # fmt: skip
+        survey(subjects, landscape.Settings(path), progress=not quiet)

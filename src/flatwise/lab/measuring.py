@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from flatwise.errors import CannotWriteError
 from flatwise.files import write_json
 from flatwise.lab.reporting import MEASURES, read_measures
 from flatwise.lab.subjects import Subjects
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
+from flatwise.measure.problem import Problem
+from flatwise.measure.progress import spoken
 from flatwise.measure.result import Conditions, Cost
 
 LANCZOS_STEPS = 60
+SHARPNESS = 400
+"""Gradients that a table of sharpness takes, about; most of them for eigenvalues and trace."""
+PARTS = ("sharpness", "density")
 
 
 @dataclass(frozen=True)
@@ -51,30 +58,65 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
     _make(subjects)
     settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
     entries, _ = read_measures(subjects.folder, subjects.identity)
-    for name, model in subjects.models.items():
-        known = entries.get(name, {})
-        if not fresh and known.get("settings") == settings:
-            continue
-        table = sharpness(model, subjects.loss_fn, subjects.data, rho=wanted.rho, m=tuple(wanted.m), progress=progress)
-        entries[name] = {"seed": subjects.seed, "settings": settings, "sharpness": _spelt(table.as_dict())}
-        if wanted.probes:
-            density = hessian_density(
-                model,
-                subjects.loss_fn,
-                subjects.data,
-                iterations=LANCZOS_STEPS,
-                probes=wanted.probes,
-                progress=progress,
-            )
-            entries[name]["density"] = density.as_dict()
-        content = {
-            "schema": MEASURES,
-            "identity": subjects.identity,
-            "methods": entries,
-            "cautions": _compared(entries),
-        }
-        write_json(subjects.folder.measures, content)
-    return {name: entries[name] for name in subjects.models}
+    kept = {name: {} if fresh else _kept(entries.get(name, {}), settings) for name in subjects.models}
+    open_ = [name for name, entry in kept.items() if _lacking(entry, wanted)]
+    if progress and open_:
+        _announce(subjects, open_, kept, wanted)
+    for number, name in enumerate(open_, start=1):
+        if progress:
+            sys.stderr.write(f"{name} ({number} of {len(open_)})\n")
+        for part in _lacking(kept[name], wanted):
+            # Written after each part, so that what is interrupted goes on where it stopped.
+            found = {"seed": subjects.seed, "settings": settings, **kept[name]}
+            found[part] = _measured(part, subjects, name, wanted, progress)
+            kept[name] = entries[name] = found
+            content = {
+                "schema": MEASURES,
+                "identity": subjects.identity,
+                "methods": entries,
+                "cautions": _compared(entries),
+            }
+            write_json(subjects.folder.measures, content)
+    return kept
+
+
+def _kept(known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Take over what was measured before with the same settings; the probes are those of the density alone."""
+    before = known.get("settings", {})
+    if {**before, "probes": None} != {**settings, "probes": None}:
+        return {}
+    same = before.get("probes") == settings["probes"] or not settings["probes"]
+    return dict(known) if same else {"sharpness": known["sharpness"]}
+
+
+def _lacking(entry: Mapping[str, Any], wanted: Wanted) -> list[str]:
+    return [part for part in PARTS if part not in entry and (part == "sharpness" or wanted.probes)]
+
+
+def _measured(part: str, subjects: Subjects, name: str, wanted: Wanted, progress: bool) -> dict[str, Any]:
+    same = subjects.models[name], subjects.loss_fn, subjects.data
+    if part == "sharpness":
+        return _spelt(sharpness(*same, rho=wanted.rho, m=tuple(wanted.m), progress=progress).as_dict())
+    found = hessian_density(*same, iterations=LANCZOS_STEPS, probes=wanted.probes, progress=progress)
+    return found.as_dict()
+
+
+def _announce(
+    subjects: Subjects, names: Sequence[str], kept: Mapping[str, Mapping[str, Any]], wanted: Wanted
+) -> None:
+    """Say how long it will take before it does, from the time of one gradient."""
+    problem = Problem(subjects.models[names[0]], subjects.loss_fn, subjects.data)
+    with problem.open():
+        problem.gradient()  # the first is slower
+        start = time.perf_counter()
+        problem.gradient()
+        one = time.perf_counter() - start
+    parts = [part for name in names for part in _lacking(kept[name], wanted)]
+    gradients = sum(SHARPNESS if part == "sharpness" else 2 * LANCZOS_STEPS * wanted.probes for part in parts)
+    sys.stderr.write(
+        f"{len(names)} network{'s' * (len(names) > 1)}: about {spoken(gradients * one)} "
+        f"({gradients} gradients of {one:.2g} s); Ctrl-C stops, the same command goes on\n"
+    )
 
 
 def _compared(entries: Mapping[str, Any]) -> list[str]:
@@ -102,24 +144,32 @@ def _spelt(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def survey(
-    subjects: Subjects,
-    *,
-    points: int,
-    directions: Any,
-    line: bool,
-    extent: float | None,
-    fresh: bool = False,
-    progress: bool = True,
-) -> Landscape:
+class Cut(Protocol):
+    """Where the loss is measured around the weights."""
+
+    @property
+    def points(self) -> int:
+        """On each axis."""
+
+    @property
+    def directions(self) -> Literal["random", "sam", "hessian"]:
+        """As :func:`flatwise.measure.landscape` takes them."""
+
+    @property
+    def style(self) -> str:
+        """``"line"`` measures along a line; everything else, over a plane."""
+
+    @property
+    def extent(self) -> float | None:
+        """How far from the weights; None: what the directions need."""
+
+
+def survey(subjects: Subjects, cut: Cut, *, fresh: bool = False, progress: bool = True) -> Landscape:
     """Measure the loss around the networks, into landscape.json.
 
     Args:
         subjects: the networks.
-        points: on each axis.
-        directions: as :func:`flatwise.measure.landscape` takes them.
-        line: along a line, not over a plane.
-        extent: how far from the weights.
+        cut: where.
         fresh: forget what the file holds.
         progress: whether a bar may be shown on a terminal.
 
@@ -134,10 +184,10 @@ def survey(
         subjects.models,
         subjects.loss_fn,
         subjects.data,
-        directions=directions,
-        dimensions=1 if line else 2,
-        points=points,
-        extent=extent,
+        directions=cut.directions,
+        dimensions=1 if cut.style == "line" else 2,
+        points=cut.points,
+        extent=cut.extent,
         path=path,
         annotate=_largest_eigenvalues(subjects),
         seed=subjects.seed,

@@ -16,6 +16,7 @@ from flatwise.lab.folder import RunFolder
 from flatwise.measure import Landscape
 from flatwise.report.content import Comparison, Missing
 from flatwise.report.page import Entry, make_page
+from flatwise.report.planes import Plane, plane_of
 
 MEASURES = "flatwise.measures/1"
 """The schema of measures.json."""
@@ -80,16 +81,15 @@ def read_entry(path: Path) -> Entry:
         What the page is made from.
     """
     from flatwise.lab.compare import command, protocol
-    from flatwise.lab.planes import plane_of
 
     config, folder, results = read_run(path)
     measures, cautions = read_measures(folder, results["identity"])
-    landscape, trouble = _landscape(folder)
+    plane, trouble = _plane(folder)
     missing = [
         Missing(what, command_)
         for what, command_, there in (
             ("sharpness and spectrum", f"flatwise measure {path}", measures),
-            (f"loss surfaces{trouble}", f"flatwise landscape {path}{' --fresh' if trouble else ''}", landscape),
+            (f"loss surfaces{trouble}", f"flatwise landscape {path}{' --fresh' if trouble else ''}", plane),
         )
         if not there
     ]
@@ -104,15 +104,15 @@ def read_entry(path: Path) -> Entry:
         cautions=cautions,
         missing=missing,
     )
-    return Entry(comparison, panels(runs), None if landscape is None else plane_of(landscape))
+    return Entry(comparison, panels(runs), plane)
 
 
-def _landscape(folder: RunFolder) -> tuple[Landscape | None, str]:
+def _plane(folder: RunFolder) -> tuple[Plane | None, str]:
     """Read the losses, or say why they cannot be read, which must not keep the page from being made."""
     if not folder.landscape.exists():
         return None, ""
     try:
-        return Landscape.load(folder.landscape), ""
+        return plane_of(Landscape.load(folder.landscape)), ""
     except UserError as error:
         return None, f" ({error})"
 
@@ -144,4 +144,9 @@ def read_measures(folder: RunFolder, identity: str) -> tuple[Result, list[str]]:
     content = read_json(folder.measures)
     if not isinstance(content, dict) or (content.get("schema"), content.get("identity")) != (MEASURES, identity):
         return {}, []
-    return content["methods"], content.get("cautions", [])
+    methods = content.get("methods")
+    if not isinstance(methods, dict):
+        return {}, []
+    # The table of sharpness is written first: what has none is damaged.
+    whole = {name: entry for name, entry in methods.items() if isinstance(entry, dict) and entry.get("sharpness")}
+    return whole, content.get("cautions", [])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,33 @@ from flatwise.lab.methods import trained_methods
 from flatwise.lab.reporting import read_run
 from flatwise.lab.split import make_split
 from flatwise.lab.weights import trained_model
+from flatwise.measure.data import read_batches
 from flatwise.seeds import stream
+
+
+class Asked(Protocol):
+    """What names networks and samples on the command line."""
+
+    @property
+    def run(self) -> str:
+        """A run folder, a file of weights in one, or ``module:function``, which returns ``(model, loss_fn, data)``."""
+
+    @property
+    def method(self) -> str | None:
+        """Networks of a run folder, separated by commas; None: all."""
+
+    @property
+    def seed(self) -> int:
+        """Of the trainings."""
+
+    @property
+    def samples(self) -> int:
+        """Training samples to measure on, drawn at random; the same for all networks."""
+
+    @property
+    def out(self) -> str | None:
+        """Folder that takes what is written; None: the run folder, or the current one."""
+
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 BATCH = 128
@@ -52,6 +78,20 @@ class Subjects:
     seed: int
     page: Path | None = None
 
+    def where(self, numbers: Path, picture: Path | None = None) -> str:
+        """Say where what was measured is.
+
+        Args:
+            numbers: the file.
+            picture: of them.
+
+        Returns:
+            One line, or two where a page can be made.
+        """
+        drawn = "" if picture is None else f"; the picture: {picture}"
+        page = "" if self.page is None else f"\nOn the page: flatwise report {self.page}"
+        return f"Every number: {numbers}{drawn}{page}"
+
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the lab's loss.
@@ -67,18 +107,11 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(inputs), labels)
 
 
-def find_subjects(
-    target: str, *, methods: Sequence[str] = (), seed: int = 0, samples: int = 1024, out: str | None = None
-) -> Subjects:
+def find_subjects(asked: Asked) -> Subjects:
     """Find what is to be measured.
 
     Args:
-        target: a run folder, a file of weights in one, or ``module:function``, whose function returns
-            ``(model, loss_fn, data)``.
-        methods: which networks of a run folder; empty: all.
-        seed: of the trainings.
-        samples: training samples to measure on, drawn at random; the same for all methods.
-        out: folder that takes what is written; None: the run folder, or the current one.
+        asked: the networks and the samples.
 
     Returns:
         What is to be measured.
@@ -86,19 +119,26 @@ def find_subjects(
     Raises:
         UserError: there is no such thing.
     """
-    path = Path(target)
+    path = Path(asked.run)
     if path.is_dir():
-        return _of_run(path, methods, seed, samples, out)
+        return _of_run(path, _listed(asked.method), asked.seed, asked)
     if path.is_file():
         name, seed = _of_weights(path)
-        return _of_run(path.parent.parent, [name], seed, samples, out)
-    if ":" in target:
-        model, loss_fn, data = own_problem(target, 3)
-        return Subjects({OWN: model}, loss_fn, data, RunFolder(Path(out or ".")), target, 0)
+        return _of_run(path.parent.parent, [name], seed, asked)
+    if ":" in asked.run:
+        model, loss_fn, data = own_problem(asked.run, 3)
+        # Read here: an iterator would be empty after the first measure.
+        return Subjects(
+            {OWN: model}, loss_fn, read_batches(data), RunFolder(Path(asked.out or ".")), asked.run, asked.seed
+        )
     raise UserError(
-        f"{target!r} is no run folder, no file of weights and no module:function; "
+        f"{asked.run!r} is no run folder, no file of weights and no module:function; "
         "flatwise compare prints the run folder it made"
     )
+
+
+def _listed(methods: str | None) -> list[str]:
+    return [name.strip() for name in (methods or "").split(",") if name.strip()]
 
 
 def own_problem(target: str, length: int) -> Any:
@@ -138,7 +178,7 @@ def _of_weights(path: Path) -> tuple[str, int]:
     raise UserError(f"{path} belongs to no method of the comparison in {folder.path}")
 
 
-def _of_run(path: Path, methods: Sequence[str], seed: int, samples: int, out: str | None) -> Subjects:
+def _of_run(path: Path, methods: Sequence[str], seed: int, asked: Asked) -> Subjects:
     config, folder, results = read_run(path)
     known = [method.name for method in trained_methods(config)]
     for name in methods:
@@ -150,11 +190,11 @@ def _of_run(path: Path, methods: Sequence[str], seed: int, samples: int, out: st
     return Subjects(
         models,
         cross_entropy,
-        training_samples(config, seed, samples),
-        folder if out is None else RunFolder(Path(out)),
+        training_samples(config, seed, asked.samples),
+        folder if asked.out is None else RunFolder(Path(asked.out)),
         results["identity"],
         seed,
-        path if out is None else None,
+        path if asked.out is None else None,
     )
 
 

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from flatwise.measure.means import Mean
+from flatwise.measure.means import Mean, percent
 from flatwise.measure.result import Conditions, Cost, plain
 from flatwise.measure.verdicts import Word
 
@@ -54,7 +54,8 @@ class Diagnosis:
             the method's radius is not a norm.
         active: share of steps that were perturbed.
         passes: gradients computed per step.
-        time_ratio: time of a step over that of the base's, steps taken in turn (median); NaN without a base.
+        time_ratio: time of a step over that of the base's, steps taken in turn (median); NaN without a base, or where
+            the optimizer is a base itself.
         batch_norm: None without batch normalisation.
         curve: (step, loss with the base, loss with SAM) on the same batches, before the step; NaN without a base.
         fall_base: how far the loss of other batches fell in all steps with the base.
@@ -109,31 +110,36 @@ class Diagnosis:
         return "\n".join(lines)
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("loss at w", str(self.loss))]
+        rows = [("loss at w", str(self.loss))] if self.watched else []
         if math.isnan(self.perturbation.value):
             rows.append(("perturbation", "none"))
         else:
             relative = abs(self.gap.value / self.loss.value) if self.loss.value else math.nan
             rows += [
                 ("loss at w + eps", str(self.perturbed_loss)),
-                ("gap", f"{self.gap}   ({100 * relative:.2g} % of the loss)"),
+                ("gap", f"{self.gap}   ({percent(relative)} of the loss)"),
                 ("cosine of both gradients", _short(self.cosine)),
-                ("change of the gradient", f"{100 * self.gradient_change.value:.3g} %"),
+                ("change of the gradient", percent(self.gradient_change.value)),
                 ("perturbation, L2 norm", _short(self.perturbation)),
             ]
         if self.rho is not None:
             made = "" if math.isnan(self.made) else f"   (made / asked: {self.made:.3g})"
             rows.append(("radius", f"{self.rho:g}{made}"))
-        rows.append(("active steps", f"{100 * self.active:.0f} %"))
-        ratio = "" if math.isnan(self.time_ratio) else f", {self.time_ratio:.2f} times the base's time"
-        rows.append(("cost of a step", f"{self.passes:.3g} gradients{ratio}"))
+        # A step that raised at once leaves nothing to be said, and a base optimizer alone is its own base.
+        if self.steps:
+            rows.append(("active steps", f"{100 * self.active:.0f} %"))
+            ratio = "" if math.isnan(self.time_ratio) else f", {self.time_ratio:.2f} times the base's time"
+            rows.append(("cost of a step", f"{self.passes:.3g} gradient{'s' * (self.passes != 1)}{ratio}"))
         if self.batch_norm is not None:
             bn = self.batch_norm
-            rows.append(("batch norm, running statistics", f"{bn.statistics_error:.2g} away from one clean pass"))
+            off = bn.statistics_error
+            away = "as after one clean pass" if off < 1e-6 else f"{off:.2g} of a pass away from those of one clean pass"
+            rows.append(("batch norm, running statistics", away))
             if not math.isnan(bn.shift):
                 rows.append(("batch norm at w + eps", f"means shifted by {bn.shift:.2g} standard deviations"))
-        rows.append(("loss fell, this optimizer", str(self.fall_sam)))
-        if not math.isnan(self.fall_base.value):
+        if self.steps:
+            rows.append(("loss fell, this optimizer", str(self.fall_sam)))
+        if self.steps and self.rho is not None and not math.isnan(self.fall_base.value):
             rows.append(("loss fell, base alone", str(self.fall_base)))
             rows += [("loss, base -> this one", _curve(self.curve))]
         where = f"{self.conditions.samples} samples, mode {self.conditions.mode}, {self.conditions.dtype}"

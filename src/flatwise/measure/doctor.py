@@ -149,7 +149,7 @@ def diagnosis_of(visit: Visit) -> Diagnosis:
         made=seen.made,
         active=seen.claimed if visit.own else seen.moved,
         passes=statistics.fmean(visit.passes) if visit.passes else math.nan,
-        time_ratio=statistics.median(visit.ratios) if visit.base is not None and visit.ratios else math.nan,
+        time_ratio=statistics.median(visit.ratios) if visit.base and visit.family and visit.ratios else math.nan,
         batch_norm=_batch_norm(visit),
         curve=tuple(visit.curve),
         fall_base=seen.fall_base,
@@ -185,7 +185,7 @@ def _notes(visit: Visit, seen: Evidence) -> list[str]:
             f"rho = {visit.rho:g} with an adaptive ball is below the usual {usual:g} to 5: a radius of SAM was "
             "probably carried over. An adaptive ball is scaled by |w|"
         )
-    if abs(math.log(max(seen.made, LOST / 10))) > 0.1:  # False for NaN
+    if seen.made >= LOST and abs(math.log(seen.made)) > 0.1:  # below, it is the verdict
         notes.append(f"rounding made the perturbation {seen.made:.2g} times as long as was asked for")
     gap = mean_of([look.perturbed_loss - look.loss for look in visit.looks])
     if gap.below(0.0):

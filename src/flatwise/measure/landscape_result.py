@@ -145,10 +145,11 @@ class Landscape:
         title: str | None = None,
         dpi: int = 150,
     ) -> Any:
-        """Draw the landscape with matplotlib; several models on one scale, and in 3-D with one camera.
+        """Draw the landscape; several models on one scale, and in 3-D with one camera.
 
         Args:
-            path: where the figure is written, as its ending says (``.png``, ``.svg``, ``.pdf``); None: nowhere.
+            path: where the figure is written, as its ending says: ``.png``, ``.svg``, ``.pdf``, or ``.html`` for
+                surfaces that can be turned, in one file that needs no network. None: nowhere.
             style: ``"line"`` for a line; ``"surface"`` or ``"contour"`` for a plane; None: the first that fits.
             log: a logarithmic scale; None: where the values are positive and differ by more than a factor of 100.
             clip: the largest value that is drawn; what is above is cut, and the caption says so.
@@ -156,21 +157,16 @@ class Landscape:
             dpi: pixels of an inch.
 
         Returns:
-            The matplotlib figure.
+            The figure of matplotlib; None for ``.html``.
+
+        Raises:
+            UserError: if the style or the ending does not fit the landscape, or there is nothing to be drawn.
         """
-        return _report("surfaces").draw(self, path, style, log=log, clip=clip, title=title, dpi=dpi)
-
-    def interactive(self, *, log: bool | None = None, clip: float | None = None) -> Any:
-        """Draw a plane with plotly, to be turned by hand; all models share the scale, and the camera at the start.
-
-        Args:
-            log: as in :meth:`plot`.
-            clip: as in :meth:`plot`.
-
-        Returns:
-            The plotly figure.
-        """
-        return _report("turning").draw(self, log=log, clip=clip)
+        if path is not None and Path(path).suffix == ".html":
+            if style not in (None, "surface"):
+                raise UserError(f".html holds surfaces to be turned, not style={style!r}")
+            return _report("turning").write(self, path, log=log, clip=clip, title=title)
+        return _report("pictures").draw(self, path, style, log=log, clip=clip, title=title, dpi=dpi)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as what JSON can hold, but for numbers that are not finite.
@@ -203,7 +199,7 @@ class Landscape:
             The landscape.
 
         Raises:
-            UserError: if there is no such file, or it is none of a landscape.
+            UserError: if there is no such file, or it is none of a landscape, or damaged.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -213,9 +209,12 @@ class Landscape:
             raise UserError(f"{path} is no landscape: it does not hold JSON") from error
         if not isinstance(document, dict) or document.get("flatwise") != "landscape":
             raise UserError(f"{path} is no landscape; one is written by flatwise.measure.landscape(..., path=...)")
-        if document["version"] != _VERSION:
-            raise UserError(f"{path} has version {document['version']}, this release reads version {_VERSION}")
-        return _built(document)
+        if document.get("version") != _VERSION:
+            raise UserError(f"{path} has version {document.get('version')}, this release reads version {_VERSION}")
+        try:
+            return _built(document)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is a damaged landscape ({type(error).__name__}: {error})") from error
 
     def __str__(self) -> str:
         """Say what was measured, in a few lines."""

@@ -66,3 +66,16 @@ def mean_of(values: list[float]) -> Mean:
     if len(kept) < 2 or not math.isfinite(mean):
         return Mean(mean, math.nan)
     return Mean(mean, math.sqrt(sum((v - mean) ** 2 for v in kept) / (len(kept) - 1) / len(kept)))
+
+
+def percent(share: float) -> str:
+    """Write a share in percent.
+
+    Args:
+        share: 0.5 is a half.
+
+    Returns:
+        Three digits, never a power of ten where the number is large.
+    """
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 1000 else f"{value:.3g} %"

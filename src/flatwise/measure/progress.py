@@ -79,3 +79,18 @@ def bars(*more: ProgressColumn) -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn(), TextColumn("left"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+
+def spoken(seconds: float) -> str:
+    """Write a time as one says it.
+
+    Args:
+        seconds: how long.
+
+    Returns:
+        Such as ``"40 s"``, ``"6 min"`` or ``"1 h 20 min"``.
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

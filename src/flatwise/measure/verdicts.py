@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flatwise.measure.means import Mean
+from flatwise.measure.means import Mean, percent
 from flatwise.variants import variant_info
 
 Word = Literal["not applied", "too small", "fine", "too large"]
@@ -123,7 +123,7 @@ def _broken(seen: Evidence) -> Verdict | None:
             "the step raises",
             f"your train_step raised: {seen.raised}",
             "write optimizer.step(closure), where closure() clears the gradients, computes the loss, calls backward() "
-            "and returns it; or, with flatwise, optimizer.step(loss_fn, batch)",
+            "and returns it; or, with flatwise, optimizer.step(lambda batch: loss_fn(model, batch), batch)",
         )
     if not seen.finite:
         return Verdict(
@@ -142,7 +142,7 @@ def _not_applied(seen: Evidence) -> Verdict | None:
             return Verdict(
                 "not applied",
                 "not undone",
-                f"after a step {100 * seen.left_behind:.0f} % of the perturbation are still in the weights: the update "
+                f"after a step {percent(seen.left_behind)} of the perturbation is still in the weights: the update "
                 "starts from w + eps, not from w",
                 "restore the weights before the base optimizer steps; flatwise.SAM does",
             )
@@ -163,7 +163,8 @@ def _not_applied(seen: Evidence) -> Verdict | None:
             "not applied",
             "no SAM",
             "the optimizer computes every gradient at w: it is a base optimizer alone",
-            "optimizer = flatwise.SAM(optimizer, rho=0.05), and optimizer.step(loss_fn, batch) in the loop",
+            "optimizer = flatwise.SAM(optimizer, rho=0.05), and in the loop optimizer.step(lambda batch: loss_fn(model, "
+            "batch), batch)",
         )
     if seen.rho == 0:
         return Verdict(
@@ -209,7 +210,7 @@ def _rounded(seen: Evidence, word: Word) -> Verdict:
     return Verdict(
         word,
         "rounding",
-        f"of the perturbation that was asked for, {100 * share:.2g} % were made: the weights are too coarse for "
+        f"{percent(share)} of the perturbation that was asked for was made: weights of this precision are too coarse for "
         f"rho = {seen.rho:g}",
         "keep the weights in float32 and use torch.autocast for speed; or flatwise.create('sam', base, "
         f"rounding='stochastic', rho={seen.rho:g})",
@@ -218,7 +219,7 @@ def _rounded(seen: Evidence, word: Word) -> Verdict:
 
 def _too_large(seen: Evidence) -> Verdict | None:
     rho = f"{seen.rho:g}" if seen.rho is not None else "the radius"
-    smaller = f"rho={seen.rho / 4:.2g} instead of {rho}" if seen.rho else "a quarter of the radius"
+    smaller = f"rho={float(f'{seen.rho / 4:.2g}'):g} instead of {rho}" if seen.rho else "a quarter of the radius"
     change = f"{smaller}, and ask again; or flatwise.measure.suggest_rho(model, loss_fn, data, base, total_steps=...)"
     if not seen.finite_sam:
         return Verdict(
@@ -263,16 +264,17 @@ def _too_small(seen: Evidence) -> Verdict | None:
     change = seen.change.value
     larger = ""
     if seen.rho:
-        factor = min(100.0, NOTICEABLE / max(change, 1e-12))
-        wanted = seen.rho * factor
+        # Below one per cent the change grows about as the radius does. A change that is all rounding says less.
+        low, high = variant_info("asam" if seen.adaptive else "sam").rho_range
+        wanted = min(seen.rho * NOTICEABLE / max(change, 1e-12), max(high, 100 * seen.rho))
         if seen.adaptive:
-            wanted = max(wanted, variant_info("asam").rho_range[0])
+            wanted = max(wanted, low)
         larger = f"rho={wanted:.1g} instead of {seen.rho:g}, and ask again; or "
     scaled = " (an adaptive ball is scaled by |w| and wants a radius about ten times SAM's)" if seen.adaptive else ""
     return Verdict(
         "too small",
         "negligible",
-        f"the gradient at w + eps differs from the one at w by {100 * change:.2g} %, which no training notices{scaled}",
+        f"the gradient at w + eps differs from the one at w by {percent(change)}, which no training notices{scaled}",
         f"{larger}flatwise.measure.suggest_rho(model, loss_fn, data, base, total_steps=...)",
     )
 
@@ -281,7 +283,7 @@ def _fine(seen: Evidence) -> Verdict:
     return Verdict(
         "fine",
         "fine",
-        f"SAM acts: it changes the gradient by {100 * seen.change.value:.2g} % (cosine {seen.cosine}), and the "
+        f"SAM acts: it changes the gradient by {percent(seen.change.value)} (cosine {seen.cosine}), and the "
         "training goes on. Whether it helps, a comparison says, not this",
         "nothing; which radius is best, flatwise.measure.suggest_rho(...) and flatwise compare try",
     )

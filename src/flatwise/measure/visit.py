@@ -111,22 +111,23 @@ class Visit:
         self, probe: Probe, step: int, batch: Any, seed: int, watch: bool, base_loss: float, base_seconds: float
     ) -> bool:
         """Take a step; return whether to go on."""
-        if watch:
-            try:
+        try:
+            if watch:
                 look = probe.watched(step, batch, seed, self.train_step)
-            except Exception as error:
-                if self.train_step is None:
-                    raise
-                self.raised = " ".join(str(error).split()) or type(error).__name__
-                return False
-            self.looks.append(look)
-            self.curve.append((step, base_loss, look.loss))
-        else:
-            seed_all(seed)
-            started = time.perf_counter()
-            self.sam.step(self.loss_fn, batch, self.train_step)
-            _wait(self.problem.device)
-            self.ratios.append((time.perf_counter() - started) / base_seconds)
+                self.looks.append(look)
+                self.curve.append((step, base_loss, look.loss))
+            else:
+                seed_all(seed)
+                started = time.perf_counter()
+                self.sam.step(self.loss_fn, batch, self.train_step)
+                _wait(self.problem.device)
+                self.ratios.append((time.perf_counter() - started) / base_seconds)
+        except Exception as error:
+            if self.train_step is None:
+                raise
+            text = " ".join(str(error).split())
+            self.raised = f"{type(error).__name__}{text and f': {text}'} (in step {step + 1})"
+            return False
         if self.own:
             last = self.sam.optimizer.last
             self.reasons[last.reason] += 1

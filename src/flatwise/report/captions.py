@@ -15,7 +15,7 @@ def facts_of(landscape: Landscape, heights: Heights) -> list[str]:
     """Say in a few words each under which conditions the picture holds."""
     total, evaluated = landscape.values.numel(), landscape.evaluations
     c = landscape.conditions
-    facts = [f"{c.samples:,} samples", f"mode {c.mode}"]
+    facts = [f"{c.samples:,} samples", f"mode {c.mode}", f"{c.dtype} on {c.device}"]
     statistics = {
         "none": "no batch normalisation",
         "recompute": "batch norm: statistics recomputed at every point",
@@ -42,6 +42,7 @@ def facts_of(landscape: Landscape, heights: Heights) -> list[str]:
         facts.append(f"{heights.gaps} points without a finite loss left out")
     if landscape.dimensions == 1 and bool(torch.isfinite(landscape.standard_errors).any()):
         facts.append("bands: one standard error of the samples")
+    facts.append(f"{landscape.cost.seconds:.3g} s")
     return facts + [_number(key, value) for key, value in landscape.annotate.items()]
 
 

@@ -12,8 +12,8 @@ from flatwise.report.scales import Scale, short, spread
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, BOTTOM = 58, 14, 46
-CHARACTER = 7.2
-"""Mean width of a character of 12.5 pixels, for laying out the legend."""
+CHARACTER = 8.0
+"""Mean width of a character of 14 pixels, which letters have on a phone, for laying out the legend."""
 DASHES = ("", "9 3", "2 3", "9 3 2 3", "5 2", "14 4")
 LABEL = 30
 

@@ -39,8 +39,8 @@ def sharpness_table(measures: Mapping[str, Data], level: str, cautions: Sequence
         cells = [_value(there.get(method)) for method in tables]
         spent = max(row["gradient_evaluations"] for row in there.values())
         rows.append([Cell(name.replace("_", " ")), *cells, Cell(f"{spent:.3g}", spent)])
-        words = setting_words(shared_settings(there))
-        notes.append(f"{next(iter(there.values()))['meaning']}{f' ({words})' if words else ''}")
+        words, meaning = setting_words(shared_settings(there)), next(iter(there.values()))["meaning"]
+        notes.append(f"{meaning.removesuffix('.')} ({words})." if words else meaning)
     headings = ["measure", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())

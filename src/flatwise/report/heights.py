@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.colors import LogNorm, Normalize
 
 from flatwise.errors import UserError
 from flatwise.measure.landscape_result import EVALUATED, UNKNOWN, Landscape
 from flatwise.measure.refine import guessed
-
-WIDE = 100.0
-"""The factor between the largest and the smallest value from which a logarithmic scale is taken."""
+from flatwise.report.scales import needs_log
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,9 @@ class Heights:
 
     @property
     def norm(self) -> Any:
-        """The scale of the colours."""
+        """The scale of matplotlib's colours."""
+        from matplotlib.colors import LogNorm, Normalize
+
         return (LogNorm if self.log else Normalize)(self.low, self.high if self.high > self.low else self.low + 1e-12)
 
 
@@ -74,5 +73,4 @@ def heights_of(landscape: Landscape, log: bool | None, clip: float | None) -> He
     low, high = float(values[there].min()), float(values[there].max())
     if log and low <= 0:
         raise UserError(f"log=True needs values above zero, the smallest is {low:.3g}")
-    wide = low > 0 and high > WIDE * low
-    return Heights(values.numpy(), low, high, wide if log is None else log, cut, gaps, predicted)
+    return Heights(values.numpy(), low, high, needs_log(low, high) if log is None else log, cut, gaps, predicted)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flatwise.measure.landscape_result import Landscape
+from flatwise.report.captions import facts_of, limits_of
 from flatwise.report.charts import Line, chart
 from flatwise.report.figure import Figure, side_by_side
+from flatwise.report.heights import heights_of
 from flatwise.report.markup import Markup, data_block, tag
 from flatwise.report.scales import short
 from flatwise.report.surface3d import (
@@ -33,6 +37,7 @@ class Plane:
         y: steps along the second; empty for a line.
         surfaces: the losses; for a line each has one value in every row.
         caption: directions, samples, batch normalisation: all that the drawing depends on.
+        log: a logarithmic scale; None: where it is needed.
     """
 
     axes: Sequence[str]
@@ -40,6 +45,36 @@ class Plane:
     y: Sequence[float]
     surfaces: Sequence[Surface]
     caption: str
+    log: bool | None = None
+
+
+def plane_of(landscape: Landscape, *, log: bool | None = None, clip: float | None = None) -> Plane:
+    """Turn a landscape, complete or not, into what a page draws: the same heights and words as on paper.
+
+    Args:
+        landscape: the losses.
+        log: a logarithmic scale; None: where it is needed.
+        clip: the largest loss that is drawn.
+
+    Returns:
+        What a page draws. A landscape without a finite loss is refused.
+    """
+    heights = heights_of(landscape, log, clip)
+    grids = heights.values if landscape.dimensions == 2 else heights.values[..., None]
+    surfaces = [
+        Surface(name, [[value if math.isfinite(value) else None for value in row] for row in grid.tolist()])
+        for name, grid in zip(landscape.names, grids, strict=True)
+    ]
+    notes = [note if note.endswith(".") else f"{note}." for note in landscape.conditions.notes]
+    return Plane(
+        # How they are scaled is in the caption.
+        axes=[label.partition(",")[0] for label in landscape.labels],
+        x=landscape.axes[0],
+        y=landscape.axes[1] if landscape.dimensions == 2 else (),
+        surfaces=surfaces,
+        caption=" ".join([f"{' · '.join(facts_of(landscape, heights))}.", limits_of(landscape), *notes]),
+        log=heights.log,
+    )
 
 
 def plane_figure(plane: Plane, order: Sequence[str], stem: str) -> Figure:
@@ -85,7 +120,7 @@ def _cell(value: float | None) -> Cell:
 
 
 def _surfaces(plane: Plane, stem: str) -> Figure:
-    limits = common_range(plane.surfaces)
+    limits = common_range(plane.surfaces, plane.log)
     still = [static_surface(surface, limits, _words(surface)) for surface in plane.surfaces]
     bar = colour_bar(limits)
     ends = (plane.x[0], plane.x[-1], plane.y[0], plane.y[-1])
@@ -105,7 +140,7 @@ def _surfaces(plane: Plane, stem: str) -> Figure:
         "div",
         tag("label", "Turn", tag("input", type="range", name="azimuth", min=-180, max=180, value=AZIMUTH)),
         tag("label", "Tilt", tag("input", type="range", name="elevation", min=-10, max=90, value=ELEVATION)),
-        tag("button", "As at first", type="button", class_="reset"),
+        tag("button", "Reset view", type="button", class_="reset"),
         class_="camera",
         role="group",
         aria_label="Camera of all surfaces",
@@ -134,7 +169,7 @@ def _lines(plane: Plane, order: Sequence[str], stem: str) -> Figure:
         Line(surface.name, plane.x, [row[0] for row in surface.losses], number=order.index(surface.name))
         for surface in plane.surfaces
     ]
-    limits = common_range(plane.surfaces)
+    limits = common_range(plane.surfaces, plane.log)
     drawing = chart(
         lines,
         title="The loss along a line through the trained weights",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+WIDE = 100.0
+"""The factor between the largest and the smallest loss from which heights are logarithmic, on paper and on the page."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
@@ -60,12 +62,26 @@ class Scale:
         step = _round_step((self.high - self.low) / wanted)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(number * step, 12) for number in range(first, last + 1)]
+        # Rounding may set the outermost a little outside.
+        return [min(max(round(number * step, 12), self.low), self.high) for number in range(first, last + 1)]
 
 
 def _round_step(step: float) -> float:
     power = 10.0 ** math.floor(math.log10(step))
     return min((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * 0.999), default=10 * power)
+
+
+def needs_log(low: float, high: float) -> bool:
+    """Tell whether losses differ so much that only their logarithms can be told apart.
+
+    Args:
+        low: the smallest.
+        high: the largest.
+
+    Returns:
+        Whether they do; never where there is no logarithm.
+    """
+    return low > 0 and high > WIDE * low
 
 
 def spread(values: Sequence[float], *, log: bool = False, from_zero: bool = False) -> tuple[float, float]:

@@ -174,6 +174,10 @@ def _point(point: tuple[float, float] | None) -> Cell:
     return Cell(f"{short(mean)} \u00b1 {half:.2g}" if half else short(mean), mean)
 
 
+def _exact(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def settings(comparison: Comparison, level: str) -> Markup:
     """Write the settings and the machine, and what repeats the comparison.
 
@@ -187,7 +191,7 @@ def settings(comparison: Comparison, level: str) -> Markup:
     results = comparison.results
     config, environment = results["config"], results["environment"]
     options = [
-        (name, ", ".join(f"{key} = {value}" for key, value in record["options"].items()) or "no options")
+        (name, ", ".join(f"{key} = {_exact(value)}" for key, value in record["options"].items()) or "no options")
         for name, record in results["methods"].items()
     ]
     versions = [(name, str(version)) for name, version in environment.get("packages", {}).items() if version]

@@ -2,7 +2,8 @@
 
 Both draw alike: an orthographic camera, the patches of the grid from the farthest to the nearest (a painter's order is
 exact enough for a surface over a grid), one colour scale for all surfaces of a figure. Where the ends of the scale are
-more than ``LOG_FROM`` apart, heights and colours are those of the logarithm of the loss, and the axis says so.
+far apart (:func:`~flatwise.report.scales.needs_log`), heights and colours are those of the logarithm of the loss, and the
+axis says so.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Any
 
 from flatwise.report.charts import cut, px, svg
 from flatwise.report.markup import Markup, tag
-from flatwise.report.scales import Scale, short
+from flatwise.report.scales import Scale, needs_log, short
 
 AZIMUTH, ELEVATION = 35.0, 28.0
 """Where the camera stands at first, in degrees."""
 WIDTH, HEIGHT = 440, 360
 STRETCH = 0.8
 """Height of the box, in halves of its side."""
-LOG_FROM = 20.0
 MOST = 33
 """Points along a side that the drawing without script has at most."""
 # Viridis (van der Walt and Smith, 2015), nine of its colours: even in lightness, also without colour vision.
@@ -71,21 +71,21 @@ class Range:
         return Scale(self.low, self.high, 0.0, 1.0, self.log)(loss)
 
 
-def common_range(surfaces: Sequence[Surface]) -> Range:
+def common_range(surfaces: Sequence[Surface], log: bool | None = None) -> Range:
     """Find the scale that all surfaces share.
 
     Args:
         surfaces: at least one.
+        log: a logarithmic scale; None: where it is needed.
 
     Returns:
         From the lowest loss to the highest.
     """
     known = [v for s in surfaces for row in s.losses for v in row if v is not None and math.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    log = low > 0 and high / low > LOG_FROM
     if high - low < 1e-12 * max(1.0, abs(high)):
         high = low + max(1e-9, 1e-3 * abs(low))
-    return Range(low, high, log)
+    return Range(low, high, needs_log(low, high) if log is None else log)
 
 
 def colour(share: float) -> tuple[int, int, int]:
