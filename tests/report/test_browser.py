@@ -110,6 +110,20 @@ def test_the_mouse_turns_all_surfaces_alike_and_the_button_turns_back(opened: Op
     assert opened.pixels() == drawn
 
 
+def test_a_dark_page_is_printed_for_white_paper(browser: Any, file: Path) -> None:
+    light, dark = (Opened(browser, file, color_scheme=theme) for theme in ("light", "dark"))
+    on_screen = dark.pixels()
+    assert on_screen != light.pixels()
+    dark.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert dark.pixels() == light.pixels()
+    dark.tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    dark.cameras()  # waits for two frames
+    assert dark.pixels() == on_screen
+    for one in (light, dark):
+        assert one.wrong == []
+        one.context.close()
+
+
 def test_the_sliders_are_the_camera(opened: Opened) -> None:
     opened.tab.focus("input[name=azimuth]")
     opened.tab.keyboard.press("Home")

@@ -112,7 +112,8 @@ def test_what_is_on_the_page(tree: Tree) -> None:
         "In part: sam did better; asam did worse; msam is not decided.",
         "70.0 ± 1.0", "+25.0 ± 2.0", "sam is flatter than sgd by all 3 measures.",
         "The measures disagree about something.",
-        "How much the loss rises by SAM's own step (rho = 0.05, p = 2, steps = 1).", "1,024 samples, 19,914 weights, evaluation mode", "a note on the samples.",
+        "How much the loss rises by SAM's own step.", "rho = 0.05, p = 2, steps = 1",
+        "1,024 samples, 19,914 weights, evaluation mode", "a note on the samples.",
         "Spectrum of the Hessian", "flatwise compare --dataset digits", "Made by hand.",
     ):  # fmt: skip
         assert words in text, words

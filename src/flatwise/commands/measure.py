@@ -77,7 +77,7 @@ def run(settings: Settings) -> int:
         The exit code.
     """
     from flatwise.lab.measured import print_measures
-    from flatwise.lab.measuring import measure_all
+    from flatwise.lab.measuring import compared, measure_all
     from flatwise.lab.subjects import find_subjects
     from flatwise.lab.table import console_for
 
@@ -85,6 +85,6 @@ def run(settings: Settings) -> int:
     subjects = find_subjects(settings)
     entries = measure_all(subjects, wanted, fresh=settings.fresh, progress=not settings.quiet)
     console = console_for(sys.stdout)
-    print_measures(entries, console)
+    print_measures(entries, compared(entries), console)
     console.print(subjects.where(subjects.folder.measures), markup=False)
     return 0

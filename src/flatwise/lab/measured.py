@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_measures(entries: dict[str, Any], console: Console) -> None:
+def print_measures(entries: dict[str, Any], cautions: list[str], console: Console) -> None:
     """Print the table and what a reader should know before using it.
 
     Args:
         entries: of measures.json, by the method.
+        cautions: about all of them together.
         console: where to.
     """
     from rich import box
@@ -44,5 +45,5 @@ def print_measures(entries: dict[str, Any], console: Console) -> None:
     console.print(table)
     sentences = [f"{row['name'].replace('_', ' ')}: {row['meaning']}" for row in next(iter(sharp.values()))["rows"]]
     sentences.append(condition_words(next(iter(sharp.values()))["conditions"]))
-    sentences += [f"Caution: {text}" for text in caution_words(sharp)]
+    sentences += [f"Caution: {text}" for text in caution_words(sharp, cautions)]
     print_sentences(sentences, console)

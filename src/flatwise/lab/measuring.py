@@ -19,7 +19,7 @@ from flatwise.measure.progress import spoken
 from flatwise.measure.result import Conditions, Cost
 
 LANCZOS_STEPS = 60
-SHARPNESS = 400
+SHARPNESS = 150
 """Gradients that a table of sharpness takes, about; most of them for eigenvalues and trace."""
 PARTS = ("sharpness", "density")
 
@@ -74,7 +74,7 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
                 "schema": MEASURES,
                 "identity": subjects.identity,
                 "methods": entries,
-                "cautions": _compared(entries),
+                "cautions": compared(entries),
             }
             write_json(subjects.folder.measures, content)
     return kept
@@ -119,8 +119,15 @@ def _announce(
     )
 
 
-def _compared(entries: Mapping[str, Any]) -> list[str]:
-    """Say where the measures disagree about which network is flatter."""
+def compared(entries: Mapping[str, Any]) -> list[str]:
+    """Say where the measures disagree about which network is flatter.
+
+    Args:
+        entries: by the network.
+
+    Returns:
+        Cautions.
+    """
     tables = {name: _table(entry["sharpness"]) for name, entry in entries.items()}
     return list(compare_sharpness(tables).cautions) if len(tables) > 1 else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
@@ -17,11 +17,17 @@ PATIENCE = 2.0
 class Bar:
     """Shows how much is done and how much time is left. Without rich, or off a terminal, it shows nothing.
 
+    A bar inside another stands in its place while it is there: two displays would write over one another, and the
+    outer one's time left would be that of a step it does not take.
+
     Args:
         label: what is being done.
         total: how many units of work there are.
         shown: False never shows anything.
     """
+
+    _screen: ClassVar[list[Bar]] = []
+    """The bars that are on the screen, the innermost last."""
 
     def __init__(self, label: str, total: float, *, shown: bool = True) -> None:
         self._label, self._total, self._done = label, total, 0.0
@@ -38,7 +44,13 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the terminal as it was."""
-        if self._progress is not None:
+        if self._progress is None or self._task is None:
+            return
+        self._screen.remove(self)
+        self._progress.remove_task(self._task)
+        if self._screen:
+            self._screen[-1]._show(True)
+        else:
             self._progress.stop()
 
     def advance(self, amount: float = 1.0, *, total: float | None = None) -> None:
@@ -56,13 +68,23 @@ class Bar:
             self._progress.update(self._task, completed=self._done, total=self._total)
 
     def _begin(self) -> None:
-        try:
-            self._progress = bars()
-        except ImportError:
-            self._shown = False
-            return
+        if self._screen:
+            self._progress = self._screen[-1]._progress
+            self._screen[-1]._show(False)
+        else:
+            try:
+                self._progress = bars()
+            except ImportError:
+                self._shown = False
+                return
+            self._progress.start()
+        assert self._progress is not None
+        self._screen.append(self)
         self._task = self._progress.add_task(self._label, total=self._total, completed=int(self._done))
-        self._progress.start()
+
+    def _show(self, visible: bool) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, visible=visible)
 
 
 def bars(*more: ProgressColumn) -> Progress:

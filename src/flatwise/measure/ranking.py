@@ -18,8 +18,8 @@ from flatwise.errors import UserError
 from flatwise.measure.result import digits, plain
 from flatwise.measure.rows import Row, Sharpness, aligned, html_table
 
-NO_VERDICT = ("loss", "gradient_norm")
-"""Rows that are no measures of sharpness."""
+NO_VERDICT = ("loss", "gradient_norm", "lambda_ratio")
+"""Rows that say something else than how sharp a minimum is."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def facts_of(landscape: Landscape, heights: Heights) -> list[str]:
         facts.append(f"{heights.gaps} points without a finite loss left out")
     if landscape.dimensions == 1 and bool(torch.isfinite(landscape.standard_errors).any()):
         facts.append("bands: one standard error of the samples")
-    facts.append(f"{landscape.cost.seconds:.3g} s")
+    facts.append(f"measured in {landscape.cost.seconds:.3g} s")
     return facts + [_number(key, value) for key, value in landscape.annotate.items()]
 
 

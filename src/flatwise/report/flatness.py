@@ -12,6 +12,7 @@ from flatwise.report.figure import Figure
 from flatwise.report.markup import Markup, join, tag
 from flatwise.report.scales import short
 from flatwise.report.tables import Cell, table
+from flatwise.report.words import listed
 
 MOST = 400
 """Points of a spectrum that are drawn."""
@@ -40,11 +41,11 @@ def sharpness_table(measures: Mapping[str, Data], level: str, cautions: Sequence
         spent = max(row["gradient_evaluations"] for row in there.values())
         rows.append([Cell(name.replace("_", " ")), *cells, Cell(f"{spent:.3g}", spent)])
         words, meaning = setting_words(shared_settings(there)), next(iter(there.values()))["meaning"]
-        notes.append(f"{meaning.removesuffix('.')} ({words})." if words else meaning)
+        notes.append(join(meaning, " ", tag("span", words, class_="set")) if words else meaning)
     headings = ["measure", *tables, "cost, gradients"]
     caption = f"Sharpness \u00b1 standard error; less is flatter. {condition_words(first['conditions'])}"
     seconds = sum(entry["cost"]["seconds"] for entry in tables.values())
-    cautions = [*cautions, *caution_words(tables)]
+    cautions = caution_words(tables, cautions)
     return join(
         table(headings, rows, caption=caption, notes=notes),
         tag(
@@ -74,11 +75,12 @@ def side_by_side(tables: Mapping[str, Data]) -> dict[str, dict[str, Data]]:
     return found
 
 
-def caution_words(tables: Mapping[str, Data]) -> list[str]:
+def caution_words(tables: Mapping[str, Data], common: Sequence[str] = ()) -> list[str]:
     """Collect the cautions, each with the methods that it is about where it is not about all.
 
     Args:
         tables: by the method, each with ``cautions``.
+        common: about all methods together; they come first.
 
     Returns:
         Sentences.
@@ -87,7 +89,24 @@ def caution_words(tables: Mapping[str, Data]) -> list[str]:
     for method, table_of in tables.items():
         for text in table_of["cautions"]:
             found.setdefault(text, []).append(method)
-    return [text if len(methods) == len(tables) else f"{', '.join(methods)}: {text}" for text, methods in found.items()]
+    measures = sorted(side_by_side(tables), key=len, reverse=True)
+    return [
+        *(_sentence(text, measures) for text in common),
+        *(
+            _sentence(text, measures, () if len(methods) == len(tables) else methods)
+            for text, methods in found.items()
+        ),
+    ]
+
+
+def _sentence(text: str, measures: Sequence[str], about: Sequence[str] = ()) -> str:
+    """Write a caution as a sentence, in which measures are called what they are called in the table."""
+    for name in measures:
+        text = text.replace(name, name.replace("_", " "))
+    text = f"{text.removesuffix('.')}."
+    if about:
+        return f"{listed(about)}: {text}"
+    return text if text.startswith("w ") else f"{text[:1].upper()}{text[1:]}"  # w is a symbol
 
 
 def shared_settings(rows: Mapping[str, Data]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flatwise.measure.ranking import NO_VERDICT
 from flatwise.report.content import Comparison, Data
 
-NO_SHARPNESS = frozenset({"loss", "gradient_norm", "lambda_ratio"})
-"""Rows of the table that say something else than how sharp a minimum is."""
 NAMED = 4
 """More measures than these are counted, not named."""
 BETTER, WORSE, OPEN, EQUAL = "better", "worse", "undecided", "the same"
@@ -187,7 +186,7 @@ def is_flatter(comparison: Comparison) -> list[str]:
 
 def _rows(comparison: Comparison, name: str) -> dict[str, Data]:
     rows = comparison.measures.get(name, {}).get("sharpness", {}).get("rows", [])
-    return {row["name"]: row for row in rows if row["name"] not in NO_SHARPNESS and _known(row["value"])}
+    return {row["name"]: row for row in rows if row["name"] not in NO_VERDICT and _known(row["value"])}
 
 
 def _known(value: object) -> bool:

@@ -28,6 +28,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // Surfaces: the same camera and the same drawing as surface3d.py.
 const WIDTH = 440, HEIGHT = 360, NEAREST = 0.6, FARTHEST = 2.5;
+const ON_WHITE = { edge: "#c4cad1", faint: "#57606a" };
 const limit = (value, low, high) => Math.min(high, Math.max(low, value));
 function colourAt(colours, share) {
   const place = limit(share, 0, 1) * (colours.length - 1);
@@ -122,13 +123,13 @@ function turnable(group) {
   const camera = { ...start };
   const sliders = [...group.querySelectorAll("input")];
   let asked = false;
-  const paint = () => {
+  const paint = (printed = null) => {
     asked = false;
     const style = getComputedStyle(document.documentElement);
-    const ink = { edge: style.getPropertyValue("--edge"), faint: style.getPropertyValue("--faint") };
+    const ink = printed ?? { edge: style.getPropertyValue("--edge"), faint: style.getPropertyValue("--faint") };
     canvases.forEach((canvas, i) => draw(canvas, data, data.surfaces[i], camera, ink));
   };
-  const ask = () => { if (!asked) { asked = true; requestAnimationFrame(paint); } };
+  const ask = () => { if (!asked) { asked = true; requestAnimationFrame(() => paint()); } };
   const turn = (azimuth, elevation, zoom = 1) => {
     camera.azimuth = ((Math.round(camera.azimuth + azimuth) + 180) % 360 + 360) % 360 - 180;
     camera.elevation = limit(Math.round(camera.elevation + elevation), -10, 90);
@@ -171,6 +172,8 @@ function turnable(group) {
   group.classList.add("turning");
   new ResizeObserver(ask).observe(group);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ask);
+  addEventListener("beforeprint", () => paint(ON_WHITE)); // paper is white, whatever the screen is
+  addEventListener("afterprint", ask);
   paint();
 }
 document.querySelectorAll(".surfaces-group").forEach(turnable);
@@ -211,7 +214,7 @@ for (const button of document.querySelectorAll("button.png")) {
           const [own, inside] = white(WIDTH * 3, HEIGHT * 3);
           inside.fillStyle = "#1b1f24";
           Object.defineProperty(own, "clientWidth", { value: WIDTH * 3 / Math.min(3, window.devicePixelRatio || 1) });
-          draw(own, data, surface, camera, { edge: "#c4cad1", faint: "#57606a" });
+          draw(own, data, surface, camera, ON_WHITE);
           context.fillStyle = "#ffffff";
           context.fillRect(i * WIDTH * 3, 30 * 3, WIDTH * 3, (HEIGHT - 30) * 3);
           context.drawImage(own, i * WIDTH * 3, 0);
