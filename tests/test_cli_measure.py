@@ -88,6 +88,9 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["measure", "x", "--sample", "3"], "unknown option '--sample'; did you mean '--samples'?"),
         (["measure", "nowhere"], "'nowhere' is no run folder, no file of weights and no module:function"),
         (["measure", "x", "--m", "a"], "--m takes whole numbers"),
+        (["measure", "x", "--rho", "-1"], "--rho must be a number above 0, not -1"),
+        (["measure", "x", "--rho", "0"], "--rho must be a number above 0, not 0"),
+        (["measure", "x", "--probes", "-1"], "--probes must be 0 or more, not -1"),
         (["measure"], "required"),
         (["landscape", "x", "--style", "surfac"], "did you mean 'surface'?"),
         (["landscape", "x", "--point", "3"], "did you mean '--points'?"),
@@ -150,7 +153,53 @@ def test_measure_a_file_of_weights(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert list(content) == ["sam:rho=0.1"]
     assert content["sam:rho=0.1"]["seed"] == 1
     torch.save({}, tmp_path / "other.pt")
+    capsys.readouterr()
     assert main(["measure", str(tmp_path / "other.pt")]) == 2
+    assert "other.pt is no file of weights in a run folder, such as" in capsys.readouterr().err
+
+
+def test_the_time_is_said_first_and_what_is_interrupted_goes_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flatwise.lab import measuring
+
+    words = ["measure", str(run), "--samples", "32", "--m", "8", "--probes", "1", "--out", str(tmp_path)]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "hessian_density", stop)
+        assert main(words) == 130
+    assert capsys.readouterr().err.startswith("2 networks: about ")
+    first = json.loads((tmp_path / "measures.json").read_text())["methods"]
+    assert list(first) == ["sgd"]
+    assert "density" not in first["sgd"]
+    assert main(words) == 0
+    output = capsys.readouterr()
+    assert "sgd (1 of 2)" in output.err
+    assert "sam:rho=0.1 (2 of 2)" in output.err
+    whole = json.loads((tmp_path / "measures.json").read_text())["methods"]
+    assert whole["sgd"]["sharpness"] == first["sgd"]["sharpness"]  # not measured again
+    assert list(whole) == ["sgd", "sam:rho=0.1"]
+    assert all(sorted(entry) == ["density", "seed", "settings", "sharpness"] for entry in whole.values())
+    # Other probes: the table of sharpness stays, the spectrum is measured anew.
+    assert main([*words, "--probes", "2", "--quiet"]) == 0
+    again = json.loads((tmp_path / "measures.json").read_text())["methods"]
+    assert again["sgd"]["sharpness"] == first["sgd"]["sharpness"]
+    assert again["sgd"]["settings"]["probes"] == 2
+    assert again["sgd"]["density"] != whole["sgd"]["density"]
+
+
+def test_measures_that_are_damaged_are_as_if_they_were_not_there(run: Path, tmp_path: Path) -> None:
+    from flatwise.files import write_json
+    from flatwise.lab.folder import RunFolder
+    from flatwise.lab.reporting import read_measures
+
+    folder = RunFolder(tmp_path)
+    for methods in (None, 4, {"sgd": 3}, {"sgd": {"seed": 0}}):
+        write_json(folder.measures, {"schema": "flatwise.measures/1", "identity": "one", "methods": methods})
+        assert read_measures(folder, "one") == ({}, [])
 
 
 def test_a_landscape_of_a_run_and_its_report(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +216,26 @@ def test_a_landscape_of_a_run_and_its_report(run: Path, tmp_path: Path, capsys: 
     assert said(capsys) == f"Report: {tmp_path / 'page.html'}"
     page = (tmp_path / "page.html").read_text()
     assert page.count("<canvas") == 2
-    assert "Directions: random, filter-normalised" in page
+    assert "directions: random, filter-normalised" in page
     assert (tmp_path / "figures" / "landscape.svg").exists()
     assert (run / "landscape.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_another_landscape_or_a_damaged_one_says_how_to_go_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["landscape", str(run), "--samples", "32", "--quiet", "--method", "sgd", "--out", str(tmp_path)]
+    assert main([*words, "--points", "3"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--points", "5"]) == 2
+    assert "holds another landscape" in (text := capsys.readouterr().err)
+    assert "--fresh measures anew" in text
+    whole = json.loads((tmp_path / "landscape.json").read_text())
+    for damaged in ("{", json.dumps({"flatwise": "landscape", "version": whole["version"], "names": ["sgd"]})):
+        (tmp_path / "landscape.json").write_text(damaged)
+        assert main([*words, "--points", "3"]) == 2
+        assert "--fresh measures anew" in capsys.readouterr().err
+    assert main([*words, "--points", "3", "--fresh"]) == 0
 
 
 def test_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,8 +306,9 @@ def test_measures_of_another_comparison_are_not_kept(run: Path, tmp_path: Path) 
     from flatwise.lab.reporting import read_measures
 
     folder = RunFolder(tmp_path)
-    write_json(folder.measures, {"schema": "flatwise.measures/1", "identity": "one", "methods": {"sgd": {"seed": 0}}})
-    assert read_measures(folder, "one") == ({"sgd": {"seed": 0}}, [])
+    methods = {"sgd": {"seed": 0, "sharpness": {"rows": []}}}
+    write_json(folder.measures, {"schema": "flatwise.measures/1", "identity": "one", "methods": methods})
+    assert read_measures(folder, "one") == (methods, [])
     assert read_measures(folder, "another") == ({}, [])
 
 
@@ -250,7 +317,7 @@ def test_report_full_makes_what_is_missing(run: Path, monkeypatch: pytest.Monkey
 
     made: list[str] = []
     monkeypatch.setattr("flatwise.lab.measuring.measure_all", lambda subjects, *_, **__: made.append("measures"))
-    monkeypatch.setattr("flatwise.lab.measuring.survey", lambda subjects, **_: made.append("landscape"))
+    monkeypatch.setattr("flatwise.lab.measuring.survey", lambda subjects, *_, **__: made.append("landscape"))
     held = (run / "landscape.json").read_bytes() if (run / "landscape.json").exists() else None
     (run / "landscape.json").unlink(missing_ok=True)
     try:
@@ -270,7 +337,8 @@ def test_ones_own_problem(own: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert main(["doctor", f"{own}:with_optimizer", "--steps", "6", "--quiet"]) == 0
     assert "verdict" in said(capsys)
-    for words in (["measure", f"{own}:wrong"], ["doctor", f"{own}:problem"], ["measure", f"{own}:nothing"]):
+    wrong = (["measure", f"{own}:wrong"], ["doctor", f"{own}:problem"])
+    for words in (*wrong, ["measure", f"{own}:nothing"], ["measure", f"{own}:calls"]):
         assert main(words) == 2
         assert "(model, loss_fn, data" in capsys.readouterr().err
 

@@ -161,6 +161,14 @@ def test_measures_that_order_models_differently_are_named():
     assert found.flattest == ("sam", "sgd")
 
 
+def test_the_ratio_of_eigenvalues_says_nothing_about_flatness():
+    one = {"one_step": 0.5, "lambda_max": 9.0, "lambda_ratio": 1.5}
+    found = compare_sharpness(
+        {"sgd": made(one), "sam": made({"one_step": 0.1, "lambda_max": 2.0, "lambda_ratio": 2.0})}
+    )
+    assert found.disagreements == ()
+
+
 def test_differences_within_the_errors_are_no_disagreement():
     errors = {"one_step": 0.01, "trace": 2.0}
     found = compare_sharpness(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from flatwise.errors import CannotWriteError
+from flatwise.errors import CannotWriteError, UserError
 from flatwise.files import write_json
 from flatwise.lab.reporting import MEASURES, read_measures
 from flatwise.lab.subjects import Subjects
@@ -101,9 +101,7 @@ def _measured(part: str, subjects: Subjects, name: str, wanted: Wanted, progress
     return found.as_dict()
 
 
-def _announce(
-    subjects: Subjects, names: Sequence[str], kept: Mapping[str, Mapping[str, Any]], wanted: Wanted
-) -> None:
+def _announce(subjects: Subjects, names: Sequence[str], kept: Mapping[str, Mapping[str, Any]], wanted: Wanted) -> None:
     """Say how long it will take before it does, from the time of one gradient."""
     problem = Problem(subjects.models[names[0]], subjects.loss_fn, subjects.data)
     with problem.open():
@@ -182,24 +180,32 @@ def survey(subjects: Subjects, cut: Cut, *, fresh: bool = False, progress: bool 
 
     Returns:
         The losses.
+
+    Raises:
+        UserError: the file holds another landscape or is damaged, or an argument does not fit.
     """
     _make(subjects)
     path = subjects.folder.landscape
     if fresh:
         path.unlink(missing_ok=True)
-    return landscape(
-        subjects.models,
-        subjects.loss_fn,
-        subjects.data,
-        directions=cut.directions,
-        dimensions=1 if cut.style == "line" else 2,
-        points=cut.points,
-        extent=cut.extent,
-        path=path,
-        annotate=_largest_eigenvalues(subjects),
-        seed=subjects.seed,
-        progress=progress,
-    )
+    try:
+        return landscape(
+            subjects.models,
+            subjects.loss_fn,
+            subjects.data,
+            directions=cut.directions,
+            dimensions=1 if cut.style == "line" else 2,
+            points=cut.points,
+            extent=cut.extent,
+            path=path,
+            annotate=_largest_eigenvalues(subjects),
+            seed=subjects.seed,
+            progress=progress,
+        )
+    except UserError as error:
+        if str(path) not in str(error):  # not about what the file holds
+            raise
+        raise UserError(f"{error}; --fresh measures anew, --out writes into another folder") from error
 
 
 def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:

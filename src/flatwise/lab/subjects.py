@@ -162,6 +162,8 @@ def own_problem(target: str, length: int) -> Any:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot import {target}: {error}; {name or 'problem'}() is to return {wanted}") from error
+    if not callable(function):
+        raise UserError(f"{target} is no function; {name}() is to return {wanted}")
     found = function()
     if not isinstance(found, tuple) or len(found) != length or not isinstance(found[0], nn.Module):
         raise UserError(f"{target} must return {wanted}, got {type(found).__name__}")
@@ -170,6 +172,11 @@ def own_problem(target: str, length: int) -> Any:
 
 def _of_weights(path: Path) -> tuple[str, int]:
     folder = RunFolder(path.resolve().parent.parent)
+    if path.resolve().parent.name != "weights" or not folder.results.exists():
+        raise UserError(
+            f"{path} is no file of weights in a run folder, such as RUN/weights/sam-seed0.pt; "
+            "a network of your own is measured as module:function, which returns (model, loss_fn, data)"
+        )
     config, _, _ = read_run(folder.path)
     for method in trained_methods(config):
         for seed in range(config.seeds):

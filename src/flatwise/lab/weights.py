@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def trained_model(config: CompareConfig, folder: RunFolder, name: str, seed: int
     from flatwise.lab.compare import command
 
     path = folder.weights(name, seed)
-    again = f"{command(config)} --out {folder.path.parent} --fresh"
+    again = f"{command(replace(config, out=str(folder.path.parent)))} --fresh"
     if not path.exists():
         if folder.job(name, seed).exists():
             raise UserError(
@@ -77,5 +78,5 @@ def trained_model(config: CompareConfig, folder: RunFolder, name: str, seed: int
         model.load_state_dict(torch.load(path, weights_only=True))
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}); this trains again: {again}") from error
+        raise UserError(f"{path} holds no weights of this network ({reason}); this trains again: {again}") from error
     return model.eval()

@@ -159,5 +159,5 @@ def _short(mean: Mean) -> str:
 
 
 def _curve(curve: tuple[tuple[int, float, float], ...]) -> str:
-    places = sorted({round(i * (len(curve) - 1) / 3) for i in range(4)}) if curve else []
+    places = sorted({0, (len(curve) - 1) // 2, len(curve) - 1}) if curve else []
     return "   ".join(f"step {curve[i][0]}: {curve[i][1]:.3g} -> {curve[i][2]:.3g}" for i in places)

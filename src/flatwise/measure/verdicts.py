@@ -163,8 +163,8 @@ def _not_applied(seen: Evidence) -> Verdict | None:
             "not applied",
             "no SAM",
             "the optimizer computes every gradient at w: it is a base optimizer alone",
-            "optimizer = flatwise.SAM(optimizer, rho=0.05), and in the loop optimizer.step(lambda batch: loss_fn(model, "
-            "batch), batch)",
+            "optimizer = flatwise.SAM(optimizer, rho=0.05), and in the loop "
+            "optimizer.step(lambda batch: loss_fn(model, batch), batch)",
         )
     if seen.rho == 0:
         return Verdict(
@@ -210,8 +210,8 @@ def _rounded(seen: Evidence, word: Word) -> Verdict:
     return Verdict(
         word,
         "rounding",
-        f"{percent(share)} of the perturbation that was asked for was made: weights of this precision are too coarse for "
-        f"rho = {seen.rho:g}",
+        f"{percent(share)} of the perturbation that was asked for was made: weights of this precision are too coarse "
+        f"for rho = {seen.rho:g}",
         "keep the weights in float32 and use torch.autocast for speed; or flatwise.create('sam', base, "
         f"rounding='stochastic', rho={seen.rho:g})",
     )

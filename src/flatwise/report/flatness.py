@@ -92,10 +92,7 @@ def caution_words(tables: Mapping[str, Data], common: Sequence[str] = ()) -> lis
     measures = sorted(side_by_side(tables), key=len, reverse=True)
     return [
         *(_sentence(text, measures) for text in common),
-        *(
-            _sentence(text, measures, () if len(methods) == len(tables) else methods)
-            for text, methods in found.items()
-        ),
+        *(_sentence(text, measures, () if len(methods) == len(tables) else methods) for text, methods in found.items()),
     ]
 
 
@@ -106,7 +103,7 @@ def _sentence(text: str, measures: Sequence[str], about: Sequence[str] = ()) -> 
     text = f"{text.removesuffix('.')}."
     if about:
         return f"{listed(about)}: {text}"
-    return text if text.startswith("w ") else f"{text[:1].upper()}{text[1:]}"  # w is a symbol
+    return text if text.startswith(("w ", "m-")) else f"{text[:1].upper()}{text[1:]}"  # w and m are symbols
 
 
 def shared_settings(rows: Mapping[str, Data]) -> dict[str, Any]:

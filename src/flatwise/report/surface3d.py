@@ -2,8 +2,8 @@
 
 Both draw alike: an orthographic camera, the patches of the grid from the farthest to the nearest (a painter's order is
 exact enough for a surface over a grid), one colour scale for all surfaces of a figure. Where the ends of the scale are
-far apart (:func:`~flatwise.report.scales.needs_log`), heights and colours are those of the logarithm of the loss, and the
-axis says so.
+far apart (:func:`~flatwise.report.scales.needs_log`), heights and colours are those of the logarithm of the loss, and
+the axis says so.
 """
 
 from __future__ import annotations
