@@ -268,8 +268,7 @@ def converge(
                 break
             if run.full:
                 # Half of the room is left for new vectors, which is where convergence comes from.
-                keep = order(ritz.values, which)[: min(max(k + 5, run.rows // 2), run.rows - 2)]
-                run.restart(ritz.vectors[:, keep])
+                run.restart(min(max(k + 5, run.rows // 2), run.rows - 2), which)
         run.step()
         bar.advance(total=max(float(USUAL), run.steps + 1.0))
         if operator.count == 1:
