@@ -95,21 +95,6 @@ def test_the_basis_stays_orthogonal():
     torch.testing.assert_close(basis @ basis.T, torch.eye(60).double(), atol=1e-13, rtol=0)
 
 
-def test_a_run_that_was_interrupted_continues_to_the_same_numbers(tmp_path, monkeypatch):
-    case = make("mlp")
-    whole = density_of(case, iterations=8, probes=4)
-    path = tmp_path / "density.json"
-    density_of(case, iterations=8, probes=2, resume=path)
-    resumed = density_of(case, iterations=8, probes=4, resume=path)
-    assert resumed.products == 16
-    assert (resumed.nodes, resumed.weights, resumed.density) == (whole.nodes, whole.weights, whole.density)
-    with pytest.raises(UserError, match="other steps"):
-        density_of(case, iterations=9, probes=4, resume=path)
-    path.write_text("[]")
-    with pytest.raises(UserError, match="no file of a density run"):
-        density_of(case, iterations=8, probes=4, resume=path)
-
-
 def test_one_run_gives_the_same_as_three():
     case = make("transformer")
     together = spectrum(case.model, cross_entropy, [case.batch], k=3, iterations=30, probes=2, tol=1e-4)

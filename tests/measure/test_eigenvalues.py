@@ -185,49 +185,6 @@ def test_a_result_without_vectors_is_no_warm_start():
         eigenvalues_of(case, warm_start=eigenvalues_of(case))
 
 
-class Interrupted(Exception):
-    pass
-
-
-def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(hessian, "SECONDS_BETWEEN_WRITES", 0.0)
-    monkeypatch.setattr(hessian, "SHARE_OF_WRITING", 1e9)
-    case = make("transformer")
-    settings = {"tol": 1e-8, "keep_vectors": True}
-    whole = eigenvalues_of(case, **settings)
-    path = tmp_path / "run.pt"
-    step = Lanczos.step
-    left = [11]
-
-    def stops(self):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Interrupted
-        step(self)
-
-    monkeypatch.setattr(Lanczos, "step", stops)
-    with pytest.raises(Interrupted):
-        eigenvalues_of(case, resume=path, **settings)
-    left[0] = 10_000
-    resumed = eigenvalues_of(case, resume=path, **settings)
-    assert 0 < 10_000 - left[0] <= whole.products - 10  # it did not begin again
-    assert resumed.values == whole.values
-    assert resumed.residuals == whole.residuals
-    assert torch.equal(resumed.vectors, whole.vectors)
-    assert resumed.products == whole.products
-    again = eigenvalues_of(case, resume=path, **settings)
-    assert again.values == whole.values
-    with pytest.raises(UserError, match="other seed"):
-        eigenvalues_of(case, resume=path, seed=1, **settings)
-    with torch.no_grad():
-        case.model.head.bias += 1
-    with pytest.raises(UserError, match="weights at"):
-        eigenvalues_of(case, resume=path, **settings)
-    path.write_bytes(b"no such thing")
-    with pytest.raises(UserError, match="no file of an eigenvalue run"):
-        eigenvalues_of(case, resume=path, **settings)
-
-
 @pytest.mark.parametrize(
     ("groups", "names"),
     [

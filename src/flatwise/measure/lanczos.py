@@ -155,8 +155,9 @@ class Lanczos:
             What torch.save can write.
         """
         return {
-            "basis": self._basis[: min(self.size + 1, self._basis.shape[0])].cpu(),
-            "matrix": self._matrix,
+            # Of a view torch.save would write all that it is a view of.
+            "basis": self._basis[: min(self.size + 1, self._basis.shape[0])].clone().cpu(),
+            "matrix": self._matrix.clone(),
             "size": self.size,
             "steps": self.steps,
             "ended": self.ended,

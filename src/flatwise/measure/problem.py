@@ -51,6 +51,9 @@ class Problem:
         process_group: a ``torch.distributed`` group whose processes each bring their own share of the data; None: this
             process alone.
 
+    Attributes:
+        asked: the micro-batch size that was asked for.
+
     Raises:
         UserError: bad data, parameters, mode or size.
     """
@@ -82,6 +85,7 @@ class Problem:
         self.dtype = max((accumulation_dtype(p.dtype) for p in self.params), key=lambda d: d.itemsize)
         self.gradient_evaluations = 0.0
         self._started = time.perf_counter()
+        self.asked = micro_batch_size
         self.cut(micro_batch_size)
 
     def cut(self, micro_batch_size: int | None) -> None:
@@ -337,3 +341,18 @@ class Problem:
         tensor = tensor.contiguous()
         torch.distributed.all_reduce(tensor, group=self.group)
         return tensor
+
+    def smallest(self, number: int) -> int:
+        """Let every process come to the same number.
+
+        Args:
+            number: of this process.
+
+        Returns:
+            The smallest of all.
+        """
+        if self.group is None:
+            return number
+        value = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN, group=self.group)
+        return int(value)
