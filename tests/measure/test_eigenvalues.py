@@ -13,7 +13,7 @@ from tests.measure.curvature_cases import (
 )
 
 from flatwise.errors import UserError
-from flatwise.measure import by_group, hessian, hessian_eigenvalues
+from flatwise.measure import by_group, hessian, hessian_eigenvalues, sharpness
 from flatwise.measure.lanczos import Lanczos, start_vector
 
 torch.set_num_threads(1)
@@ -236,3 +236,41 @@ def test_residuals_are_true_where_products_are_inexact_and_after_a_restart(resta
     vectors = run.vectors(ritz.vectors)
     true = (vectors @ matrix.T - ritz.values[:, None] * vectors).norm(dim=1)
     torch.testing.assert_close(ritz.residuals, true, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_a_group_that_the_loss_does_not_depend_on_is_left_out_with_a_note(matrix):
+    case = make("tied")
+    results = by_group(hessian_eigenvalues, case.model, cross_entropy, case.batch, groups="tensor", k=1, matrix=matrix)
+    assert list(results) == ["embed.weight", "head.bias"]
+    note = "left out, since the loss does not depend on their parameters: unused"
+    assert all(result.conditions.notes[-1] == note for result in results.values())
+    with pytest.raises(UserError, match="depends on none of the groups' parameters"):
+        by_group(hessian_eigenvalues, case.model, cross_entropy, case.batch, groups="unused", k=1, matrix=matrix)
+
+
+def test_a_part_that_does_not_use_what_others_use_counts_as_zero():
+    case = make("tied")
+    x, y = case.batch
+
+    def loss_fn(model, batch):
+        loss = cross_entropy(model, batch)
+        return loss + 3 * model.unused.square().sum() if len(batch[0]) == 4 else loss
+
+    parts = [(x[:8], y[:8]), (x[8:], y[8:])]
+    found = hessian_eigenvalues(case.model, loss_fn, iter(parts), 1, parameters=["unused"])
+    assert found.values == pytest.approx((6 * 4 / 12,))
+    assert found.conditions.unused == ()
+
+
+def test_a_long_run_says_how_long_it_takes(monkeypatch, capsys):
+    case = make("mlp")
+    monkeypatch.setattr("flatwise.measure.progress.WORTH_SAYING", 0.0)
+    hessian_eigenvalues(case.model, cross_entropy, case.batch, 2, tol=1e-6)
+    assert "eigenvalues: a product takes" in capsys.readouterr().err
+    sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"])
+    said = capsys.readouterr().err
+    assert "sharpness: a gradient takes" in said
+    assert "about 40 are needed" in said  # 1 + 4 balls of 5 steps of 4/3, 2 times 20 draws of 1/3
+    sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"], progress=False)
+    assert not capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, stop, tmp_path, monke
 @pytest.mark.parametrize(
     ("cls", "method", "stop"),
     [
-        *((Problem, "gradients_of", stop) for stop in (0, 1, 8, 20, 45)),  # in first-order rows
+        *((Problem, "gradients_of", stop) for stop in (0, 1, 8, 20, 30)),  # in first-order rows
         *((Products, "__call__", stop) for stop in (3, 22)),  # while eigenvalues, and the trace, are searched for
     ],
 )
@@ -168,7 +168,7 @@ def test_a_file_of_another_run_is_refused(name, tmp_path):
     measure, path = MEASURES[name], tmp_path / "run.pt"
     case = make("transformer")
     measure(case, resume=path)
-    with pytest.raises(UserError, match="from a run with other seed"):
+    with pytest.raises(UserError, match="from a run with other .*seed"):
         measure(case, resume=path, seed=1)
     x, y = case.batch
     moved = x.clone()

@@ -117,13 +117,8 @@ class Journal:
             name: of the part.
         """
         path = self.beside(name)
-        if path is not None and self._writes:
+        if path is not None and self._problem.leads:
             path.unlink(missing_ok=True)
-
-    @property
-    def _writes(self) -> bool:
-        group = self._problem.group
-        return group is None or torch.distributed.get_rank(group) == 0
 
     def get(self, name: str) -> Any:
         """Take up what was put down.
@@ -150,7 +145,7 @@ class Journal:
         # A whole basis may be written: where that takes long, it is written rarely.
         if not now and time.monotonic() - self._last < max(SECONDS_BETWEEN_WRITES, self._took / SHARE_OF_WRITING):
             return
-        if self._writes:
+        if self._problem.leads:
             begin = time.monotonic()
             held = {
                 "what": self._what,

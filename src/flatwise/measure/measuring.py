@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -38,7 +39,10 @@ class Measuring:
         self.rows: list[Row] = []
         self.cautions: list[str] = []
         self._gradient: Tensor | None = None
+        begin = time.perf_counter()
         self.base = problem.losses()
+        self.gradient_seconds = 3 * (time.perf_counter() - begin)  # of which a forward pass is a third
+        self.fresh = journal.get("loss") is None
         estimate = over_parts(problem, self.base)
         self.loss = estimate.value
         self.stage("loss", lambda: self.add("loss", estimate, {}, "The loss at the weights as they are."))

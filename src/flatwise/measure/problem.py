@@ -34,6 +34,10 @@ FORWARD, BACKWARD, DOUBLE_BACKWARD = 1 / 3, 2 / 3, 2.0
 """In gradient evaluations: a backward pass costs two forward passes, one through both costs twice their sum."""
 
 
+class NotInTheLossError(UserError):
+    """The loss depends on none of the parameters that were chosen."""
+
+
 class Problem:
     """A loss at given weights on fixed samples, and how to evaluate it and its gradient.
 
@@ -126,6 +130,11 @@ class Problem:
     def weights(self) -> int:
         """The number of weights that the measure is about."""
         return sum(p.numel() for p in self.params)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and speaks for all."""
+        return self.group is None or torch.distributed.get_rank(self.group) == 0
 
     def conditions(self) -> Conditions:
         """Say under which conditions the numbers were measured.
@@ -273,10 +282,15 @@ class Problem:
 
         Args:
             used: their places, over all parts of this process.
+
+        Raises:
+            NotInTheLossError: if it depends on none.
         """
         flags = torch.tensor([number in used for number in range(len(self.params))], device=self.device)
         used_anywhere = self.summed(flags.double()).tolist()
         self.unused = tuple(name for name, use in zip(self.names, used_anywhere, strict=True) if not use)
+        if len(self.unused) == len(self.names):
+            raise NotInTheLossError("the loss depends on none of the parameters that were chosen")
 
     def gradients_of(self, loss: Tensor, **options: Any) -> list[Tensor | None]:
         """Differentiate by the parameters.
@@ -289,13 +303,11 @@ class Problem:
             One gradient for each parameter, None where the loss does not depend on it.
 
         Raises:
-            UserError: if it depends on none.
+            UserError: if it has no graph.
         """
         if not loss.requires_grad:
             raise UserError("the loss depends on none of the parameters: is it computed under no_grad, or detached?")
         grads: list[Tensor | None] = list(torch.autograd.grad(loss, self.params, allow_unused=True, **options))
-        if all(g is None for g in grads):
-            raise UserError("the loss depends on none of the parameters that were chosen")
         return grads
 
     def flat(self, tensors: Sequence[Tensor | None]) -> Tensor:

@@ -8,7 +8,6 @@ operation has no double backward, products are finite differences.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from flatwise.measure.fit import Fit
 from flatwise.measure.journal import Journal
 from flatwise.measure.linearised import GaussNewtonPart, HessianPart, Linearised
 from flatwise.measure.problem import Problem
+from flatwise.measure.progress import announce
 
 Matrix = Literal["hessian", "ggn"]
 Product = Literal["auto", "exact", "finite difference"]
@@ -33,7 +33,6 @@ Product = Literal["auto", "exact", "finite difference"]
 _NO_SECOND_DERIVATIVE = re.compile(
     r"not implemented|twice|double backward|does not support|once_differentiable", re.IGNORECASE
 )
-_WORTH_SAYING = 5.0
 
 
 class Products:
@@ -224,13 +223,8 @@ class Products:
             most: the largest number.
             shown: False says nothing.
         """
-        seconds = self._seconds
-        leader = self.problem.group is None or torch.distributed.get_rank(self.problem.group) == 0
-        if shown and leader and usual * seconds > _WORTH_SAYING:
-            upper = "" if most <= usual else f", at most {most} ({most * seconds:.0f} s)"
-            sys.stderr.write(
-                f"{what}: a product takes {seconds:.2g} s; about {usual} are needed ({usual * seconds:.0f} s){upper}\n"
-            )
+        if shown and self.problem.leads:
+            announce(what, "a product", self._seconds, usual, most)
 
     def agreed(self, answer: bool) -> bool:
         """Let every process come to the same decision.

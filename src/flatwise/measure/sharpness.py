@@ -18,9 +18,9 @@ from flatwise.errors import UserError
 from flatwise.measure.curvature import WarmStart
 from flatwise.measure.journal import Journal
 from flatwise.measure.measuring import Measuring
-from flatwise.measure.menu import AVERAGE, WORST, Settings, chosen, work
+from flatwise.measure.menu import AVERAGE, WORST, Settings, chosen, expected, work
 from flatwise.measure.problem import LossFn, Mode, Problem
-from flatwise.measure.progress import Bar
+from flatwise.measure.progress import Bar, announce
 from flatwise.measure.rows import Sharpness
 from flatwise.measure.select import Parameters
 
@@ -109,6 +109,10 @@ def sharpness(
         more = {"measures": wanted, "eigenvalues": eigenvalues, "micro_batch_size": micro_batch_size}
         journal = Journal(resume, "sharpness", problem, {**asdict(settings), **more})
         measuring = Measuring(problem, settings, journal, bar, progress)
+        if progress and problem.leads and measuring.fresh:
+            left = [name for name in wanted if trace or name != "trace"]
+            usual = expected(left, settings, sum(part.samples for part in problem.parts), eigenvalues)
+            announce("sharpness", "a gradient", measuring.gradient_seconds, usual, usual)
         if "gradient_norm" in wanted:
             measuring.stage("gradient_norm", measuring.gradient)
         for ball in WORST:
