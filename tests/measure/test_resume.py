@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.measure.curvature_cases import cross_entropy, make, quadratic, with_spectrum
+from tests.ranks.start import on_ranks
 
 from flatwise.errors import UserError
 from flatwise.measure import (
@@ -168,7 +169,7 @@ def test_a_file_of_another_run_is_refused(name, tmp_path):
     measure, path = MEASURES[name], tmp_path / "run.pt"
     case = make("transformer")
     measure(case, resume=path)
-    with pytest.raises(UserError, match="from a run with other .*seed"):
+    with pytest.raises(UserError, match=r"from a run with other .*seed"):
         measure(case, resume=path, seed=1)
     x, y = case.batch
     moved = x.clone()
@@ -216,3 +217,47 @@ def test_a_file_holds_no_more_than_the_rows_that_are_filled(tmp_path, monkeypatc
     projected = 8 * 301 * 300
     matrix = 8 * 400**2  # nothing of the model is in the file
     assert path.stat().st_size < basis + projected + 20_000 < matrix
+
+
+def _interrupted_on_rank(rank, folder, stop, changed):
+    case = make("mlp")
+    x, y = case.batch
+    mine = [(x[:8], y[:8]), (x[8:] + (rank == changed), y[8:])][rank]
+    method, calls = Products.__call__, []
+
+    def stops(self, vector):
+        if len(calls) == stop:
+            raise Interrupted
+        calls.append(1)
+        return method(self, vector)
+
+    Products.__call__ = stops
+    journal.SECONDS_BETWEEN_WRITES, journal.SHARE_OF_WRITING = 0.0, 1e9
+    try:
+        result = hessian_trace(
+            case.model, cross_entropy, mine, probes=9, resume=folder, process_group=torch.distributed.group.WORLD
+        )
+    except Interrupted:
+        return None
+    except UserError as error:
+        return str(error)
+    finally:
+        Products.__call__ = method
+    return result.value, len(calls)
+
+
+def test_processes_that_share_the_work_go_on_together_and_know_the_samples_of_all(tmp_path):
+    file = tmp_path / "run.pt"
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    assert list(on_ranks(_interrupted_on_rank, tmp_path / "a", file, 4, None)) == [None, None]
+    # The second process has other samples: the first one knows, too.
+    first, second = on_ranks(_interrupted_on_rank, tmp_path / "b", file, 1000, 1)
+    assert first == second
+    assert "with other data" in first
+    first, second = on_ranks(_interrupted_on_rank, tmp_path / "c", file, 1000, None)
+    assert first == second
+    case = make("mlp")
+    alone = hessian_trace(case.model, cross_entropy, case.batch, probes=9)
+    assert first[0] == pytest.approx(alone.value, rel=1e-9)
+    assert first[1] == 9 - 4
