@@ -14,6 +14,7 @@ from tests.measure.curvature_cases import (
 
 from flatwise.errors import UserError
 from flatwise.measure import by_group, hessian, hessian_eigenvalues, sharpness
+from flatwise.measure.journal import Journal
 from flatwise.measure.lanczos import Lanczos, start_vector
 
 torch.set_num_threads(1)
@@ -132,7 +133,8 @@ def test_restarts_find_the_same_with_less_memory(which):
         def advance(self, *_, **__):
             pass
 
-    ritz = hessian.converge(run, Operator(), 4, which, 1e-6, 3000, None, NoBar(), False)
+    nowhere = Journal(None, "eigenvalues", None, {})
+    ritz = hessian.converge(run, Operator(), 4, which, 1e-6, 3000, nowhere, NoBar(), False)
     assert run.steps > 20
     assert run._basis.shape == (21, 120)
     places = hessian.order(ritz.values, which)[:4]
@@ -271,6 +273,6 @@ def test_a_long_run_says_how_long_it_takes(monkeypatch, capsys):
     sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"])
     said = capsys.readouterr().err
     assert "sharpness: a gradient takes" in said
-    assert "about 40 are needed" in said  # 1 + 4 balls of 5 steps of 4/3, 2 times 20 draws of 1/3
+    assert "about 41 are needed" in said  # 1 + 4 balls of 5 steps of 4/3, 2 times 20 draws of 1/3
     sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"], progress=False)
     assert not capsys.readouterr().err

@@ -168,8 +168,9 @@ def _search(
     if held is None:
         ritz = converge(run, operator, k, which, tol, max_products, journal, bar, False)
         found = eigenvalues_of(ritz, run, operator, k, which, tol, keep_vectors)
-        held = {name: getattr(found, name) for name in ("values", "residuals", "converged", "vectors", "products")}
-        journal.put(which, held, now=True)
+        kept = ("values", "residuals", "converged", "vectors", "products")
+        journal.put(which, {name: getattr(found, name) for name in kept}, now=True)
+        return found
     return Eigenvalues(
         **held,
         matrix=operator.matrix,
