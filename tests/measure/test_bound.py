@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flatwise.errors import UserError
 from flatwise.measure import bounded_loss, pac_bayes_bound
-from flatwise.measure.bound import gaussian_terms, noise, printed_terms
+from flatwise.measure.theorem import gaussian_terms, noise, printed_terms
 
 
 def errors(model, batch):

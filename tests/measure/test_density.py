@@ -7,9 +7,9 @@ import torch
 from tests.measure.curvature_cases import cross_entropy, dense_hessian, make, quadratic, with_spectrum
 
 from flatwise.errors import UserError
-from flatwise.measure import density as density_module
 from flatwise.measure import hessian_density, hessian_eigenvalues, spectrum
 from flatwise.measure.lanczos import Lanczos, start_vector
+from flatwise.measure.quadrature import smoothed
 
 torch.set_num_threads(1)
 
@@ -61,9 +61,7 @@ def test_the_curve_is_a_density_with_a_band_and_its_ends_are_eigenvalues():
 
 def test_the_band_holds_the_true_curve_about_as_often_as_it_says():
     model = with_spectrum([0.1 * i for i in range(30)])
-    truth = density_module.smoothed(
-        torch.linspace(0, 3, 31, dtype=torch.float64), [0.1 * i for i in range(30)], [1 / 30] * 30, 0.3
-    )
+    truth = smoothed(torch.linspace(0, 3, 31, dtype=torch.float64), [0.1 * i for i in range(30)], [1 / 30] * 30, 0.3)
     inside = 0
     for seed in range(40):
         result = hessian_density(model, quadratic, [None], iterations=30, probes=5, width=0.3, points=400, seed=seed)
@@ -93,21 +91,6 @@ def test_the_basis_stays_orthogonal():
         run.step()
     basis = run._basis[:60]
     torch.testing.assert_close(basis @ basis.T, torch.eye(60).double(), atol=1e-13, rtol=0)
-
-
-def test_a_run_that_was_interrupted_continues_to_the_same_numbers(tmp_path, monkeypatch):
-    case = make("mlp")
-    whole = density_of(case, iterations=8, probes=4)
-    path = tmp_path / "density.json"
-    density_of(case, iterations=8, probes=2, resume=path)
-    resumed = density_of(case, iterations=8, probes=4, resume=path)
-    assert resumed.products == 16
-    assert (resumed.nodes, resumed.weights, resumed.density) == (whole.nodes, whole.weights, whole.density)
-    with pytest.raises(UserError, match="other steps"):
-        density_of(case, iterations=9, probes=4, resume=path)
-    path.write_text("[]")
-    with pytest.raises(UserError, match="no file of a density run"):
-        density_of(case, iterations=8, probes=4, resume=path)
 
 
 def test_one_run_gives_the_same_as_three():

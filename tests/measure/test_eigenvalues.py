@@ -13,7 +13,8 @@ from tests.measure.curvature_cases import (
 )
 
 from flatwise.errors import UserError
-from flatwise.measure import by_group, hessian, hessian_eigenvalues
+from flatwise.measure import by_group, hessian, hessian_eigenvalues, sharpness
+from flatwise.measure.journal import Journal
 from flatwise.measure.lanczos import Lanczos, start_vector
 
 torch.set_num_threads(1)
@@ -132,7 +133,8 @@ def test_restarts_find_the_same_with_less_memory(which):
         def advance(self, *_, **__):
             pass
 
-    ritz = hessian.converge(run, Operator(), 4, which, 1e-6, 3000, None, NoBar(), False)
+    nowhere = Journal(None, "eigenvalues", None, {})
+    ritz = hessian.converge(run, Operator(), 4, which, 1e-6, 3000, nowhere, NoBar(), False)
     assert run.steps > 20
     assert run._basis.shape == (21, 120)
     places = hessian.order(ritz.values, which)[:4]
@@ -185,49 +187,6 @@ def test_a_result_without_vectors_is_no_warm_start():
         eigenvalues_of(case, warm_start=eigenvalues_of(case))
 
 
-class Interrupted(Exception):
-    pass
-
-
-def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(hessian, "SECONDS_BETWEEN_WRITES", 0.0)
-    monkeypatch.setattr(hessian, "SHARE_OF_WRITING", 1e9)
-    case = make("transformer")
-    settings = {"tol": 1e-8, "keep_vectors": True}
-    whole = eigenvalues_of(case, **settings)
-    path = tmp_path / "run.pt"
-    step = Lanczos.step
-    left = [11]
-
-    def stops(self):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Interrupted
-        step(self)
-
-    monkeypatch.setattr(Lanczos, "step", stops)
-    with pytest.raises(Interrupted):
-        eigenvalues_of(case, resume=path, **settings)
-    left[0] = 10_000
-    resumed = eigenvalues_of(case, resume=path, **settings)
-    assert 0 < 10_000 - left[0] <= whole.products - 10  # it did not begin again
-    assert resumed.values == whole.values
-    assert resumed.residuals == whole.residuals
-    assert torch.equal(resumed.vectors, whole.vectors)
-    assert resumed.products == whole.products
-    again = eigenvalues_of(case, resume=path, **settings)
-    assert again.values == whole.values
-    with pytest.raises(UserError, match="other seed"):
-        eigenvalues_of(case, resume=path, seed=1, **settings)
-    with torch.no_grad():
-        case.model.head.bias += 1
-    with pytest.raises(UserError, match="weights at"):
-        eigenvalues_of(case, resume=path, **settings)
-    path.write_bytes(b"no such thing")
-    with pytest.raises(UserError, match="no file of an eigenvalue run"):
-        eigenvalues_of(case, resume=path, **settings)
-
-
 @pytest.mark.parametrize(
     ("groups", "names"),
     [
@@ -261,8 +220,8 @@ def test_the_result_can_be_written_and_read():
     assert eigenvalues_of(make("mlp"), 2).ratio != eigenvalues_of(make("mlp"), 2).ratio
 
 
-@pytest.mark.parametrize(("restarted", "inexact"), [(False, 0.3), (True, 0.0)])
-def test_residuals_are_true_where_products_are_inexact_or_after_a_restart(restarted, inexact):
+@pytest.mark.parametrize(("restarted", "inexact"), [(False, 0.3), (True, 0.0), (True, 0.01), (True, 0.3), (True, 2.0)])
+def test_residuals_are_true_where_products_are_inexact_and_after_a_restart(restarted, inexact):
     # Inexact as with finite differences: the product is that of a matrix which is not quite symmetric.
     drawn = torch.randn(2, 30, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     matrix = drawn[0] + drawn[0].T + inexact * drawn[1]
@@ -271,10 +230,49 @@ def test_residuals_are_true_where_products_are_inexact_or_after_a_restart(restar
     for _ in range(12):
         run.step()
     if restarted:
-        run.restart(run.ritz().vectors[:, :5])
-        for _ in range(4):
-            run.step()
+        for _ in range(2):
+            run.restart(5, "smallest")
+            while not run.full:
+                run.step()
     ritz = run.ritz()
     vectors = run.vectors(ritz.vectors)
     true = (vectors @ matrix.T - ritz.values[:, None] * vectors).norm(dim=1)
     torch.testing.assert_close(ritz.residuals, true, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_a_group_that_the_loss_does_not_depend_on_is_left_out_with_a_note(matrix):
+    case = make("tied")
+    results = by_group(hessian_eigenvalues, case.model, cross_entropy, case.batch, groups="tensor", k=1, matrix=matrix)
+    assert list(results) == ["embed.weight", "head.bias"]
+    note = "left out, since the loss does not depend on their parameters: unused"
+    assert all(result.conditions.notes[-1] == note for result in results.values())
+    with pytest.raises(UserError, match="depends on none of the groups' parameters"):
+        by_group(hessian_eigenvalues, case.model, cross_entropy, case.batch, groups="unused", k=1, matrix=matrix)
+
+
+def test_a_part_that_does_not_use_what_others_use_counts_as_zero():
+    case = make("tied")
+    x, y = case.batch
+
+    def loss_fn(model, batch):
+        loss = cross_entropy(model, batch)
+        return loss + 3 * model.unused.square().sum() if len(batch[0]) == 4 else loss
+
+    parts = [(x[:8], y[:8]), (x[8:], y[8:])]
+    found = hessian_eigenvalues(case.model, loss_fn, iter(parts), 1, parameters=["unused"])
+    assert found.values == pytest.approx((6 * 4 / 12,))
+    assert found.conditions.unused == ()
+
+
+def test_a_long_run_says_how_long_it_takes(monkeypatch, capsys):
+    case = make("mlp")
+    monkeypatch.setattr("flatwise.measure.progress.WORTH_SAYING", 0.0)
+    hessian_eigenvalues(case.model, cross_entropy, case.batch, 2, tol=1e-6)
+    assert "eigenvalues: a product takes" in capsys.readouterr().err
+    sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"])
+    said = capsys.readouterr().err
+    assert "sharpness: a gradient takes" in said
+    assert "about 41 are needed" in said  # 1 + 4 balls of 5 steps of 4/3, 2 times 20 draws of 1/3
+    sharpness(case.model, cross_entropy, case.batch, measures=["worst", "averages"], progress=False)
+    assert not capsys.readouterr().err

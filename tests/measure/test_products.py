@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatwise.errors import UserError
-from flatwise.measure import hessian_eigenvalues
+from flatwise.measure import fit, hessian_eigenvalues
 from flatwise.measure.attention import NOTICE
 from flatwise.measure.linearised import LINEAR, OUTER
 from flatwise.measure.memory import LiveBytes
@@ -449,3 +449,72 @@ def test_two_processes_are_one(matrix, product, tmp_path):
     expected = hessian_eigenvalues(case.model, case.loss_fn, case.batch, matrix=matrix)
     assert first[2] == pytest.approx(list(expected.values), rel=1e-9)
     assert first[3] == 12
+
+
+def wide(seed=0, samples=300):
+    """A network and a batch that is cut for speed, where ``QUICK`` is small."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3), nn.Dropout(0.1)).double()
+    return model, (torch.randn(samples, 6).double(), torch.randint(3, (samples,)))
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_a_batch_is_cut_where_that_is_quicker_and_the_loss_stays(matrix, monkeypatch):
+    monkeypatch.setattr(fit, "QUICK", 2**17)
+    model, batch = wide()
+    small = (batch[0][:200], batch[1][:200])
+    v = some(sum(p.numel() for p in model.parameters()), 1)[0]
+    got = {}
+    for size in (None, 300):  # a size that is asked for is kept
+        problem = Problem(model, cross_entropy, iter([batch, small]), micro_batch_size=size)
+        with problem.open():
+            operator = Products(problem, matrix=matrix)
+            operator.prepare()
+            before = problem.gradient_evaluations
+            got[size] = operator(v)
+            assert problem.gradient_evaluations - before < 3.1
+        got[size, "parts"] = len(problem.parts)
+    assert got[None, "parts"] > got[300, "parts"] == 2
+    torch.testing.assert_close(got[None], got[300], rtol=1e-12, atol=1e-14)
+    result = hessian_eigenvalues(model, cross_entropy, batch, 1, tol=1e-2, max_products=4)
+    assert result.conditions.micro_batch_size < 300
+    assert result.cost.gradient_evaluations == pytest.approx(2 * result.products + 2, abs=0.7)
+
+
+def contrastive(model, batch):
+    """Every sample is compared with all others: not a mean over samples."""
+    z = F.normalize(model(batch[0]), dim=1)
+    return F.cross_entropy(z @ z.T / 0.1, torch.arange(len(z)))
+
+
+def ignoring(model, batch):
+    """A mean over those with a label: not a mean over samples where some have none."""
+    return F.cross_entropy(model(batch[0]), batch[1], ignore_index=-1)
+
+
+def of_own_draws(model, batch):
+    """A dropout that is no module, seeded alike before every part but not for every piece."""
+    return F.cross_entropy(F.dropout(model(batch[0]), 0.5), batch[1])
+
+
+@pytest.mark.parametrize("loss_fn", [contrastive, ignoring, of_own_draws])
+def test_a_batch_whose_loss_is_no_mean_over_samples_stays_whole(loss_fn, monkeypatch):
+    monkeypatch.setattr(fit, "QUICK", 2**17)
+    model, (x, y) = wide()
+    batches = [(x, y)] if loss_fn is not ignoring else [(x, y), (x.flip(0), torch.where(torch.arange(300) < 7, -1, y))]
+    found = {}
+    for size in (None, 300):
+        found[size] = hessian_eigenvalues(
+            model, loss_fn, iter(batches), 1, tol=1e-2, micro_batch_size=size, max_products=3
+        )
+        assert found[size].conditions.micro_batch_size == 300
+    assert found[None].values == found[300].values
+    assert found[None].cost.gradient_evaluations < found[300].cost.gradient_evaluations + 3
+
+
+def test_with_dropout_no_piece_is_tried(monkeypatch):
+    monkeypatch.setattr(fit, "QUICK", 2**17)
+    model, batch = wide()
+    found = hessian_eigenvalues(model, cross_entropy, batch, 1, tol=1e-1, mode="train", max_products=3)
+    assert found.conditions.micro_batch_size == 300
+    assert found.cost.gradient_evaluations < 2 * found.products + 3

@@ -9,7 +9,8 @@ from tests.measure.curvature_cases import dense_gauss_newton, dense_hessian, mak
 from flatwise.errors import UserError
 from flatwise.measure import hessian_trace
 from flatwise.measure.lanczos import orthogonalised
-from flatwise.measure.trace import _sketch, _terms, signs, spread, student
+from flatwise.measure.sketch import Course, look_outside, signs, sketch
+from flatwise.measure.trace import spread, student
 
 torch.set_num_threads(1)
 
@@ -18,10 +19,11 @@ SPECTRUM = [*(30 / 1.4**i for i in range(25)), *(-0.5 + 0.02 * i for i in range(
 
 def estimate(matrix, probes, seed):
     """The estimator on a dense matrix, as the measure runs it."""
-    like = torch.empty(0, dtype=matrix.dtype)
-    basis, inside = _sketch(lambda v: matrix @ v, len(matrix), probes // 3, seed, like)
-    mean, error = spread(_terms(lambda v: matrix @ v, basis, probes - 2 * (probes // 3), len(matrix), seed))
-    return inside + mean, error
+    course = Course(torch.empty(probes // 3, len(matrix), dtype=matrix.dtype))
+    sketch(lambda v: matrix @ v, course, seed, lambda: None)
+    look_outside(lambda v: matrix @ v, course, probes - 2 * (probes // 3), seed, lambda: None)
+    mean, error = spread(course.terms)
+    return sum(course.inside) + mean, error
 
 
 def test_the_standard_error_is_right_over_many_seeds():

@@ -6,14 +6,16 @@ batches, read once), leaves everything as it was, and returns a frozen result th
 
 from flatwise.measure.bound import PacBayesBound, bounded_loss, pac_bayes_bound
 from flatwise.measure.curvature import WarmStart
-from flatwise.measure.density import Density, hessian_density
+from flatwise.measure.density import hessian_density
 from flatwise.measure.determinism import Determinism, determinism
 from flatwise.measure.diagnosis import Diagnosis
 from flatwise.measure.doctor import doctor
+from flatwise.measure.eigenvalues import Eigenvalues
 from flatwise.measure.groups import by_group
-from flatwise.measure.hessian import Eigenvalues, hessian_eigenvalues
+from flatwise.measure.hessian import hessian_eigenvalues
 from flatwise.measure.landscape import landscape
 from flatwise.measure.landscape_result import Landscape, Mark, Track
+from flatwise.measure.quadrature import Density
 from flatwise.measure.ranking import Ranking, compare_sharpness
 from flatwise.measure.rows import Row, Sharpness
 from flatwise.measure.samples import SamplesCurve, samples_curve

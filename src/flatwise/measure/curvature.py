@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatwise.measure.hessian import Eigenvalues
+from flatwise.measure.eigenvalues import Eigenvalues
 from flatwise.measure.linearised import HessianPart
 from flatwise.measure.problem import Problem
 from flatwise.measure.spread import Estimate, over_parts

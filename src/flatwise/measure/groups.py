@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import Module
 
 from flatwise.errors import UserError
 from flatwise.measure.data import read_batches
+from flatwise.measure.problem import NotInTheLossError
 from flatwise.measure.select import Parameters, selected
 
 Result = TypeVar("Result")
@@ -44,14 +46,43 @@ def by_group(
         **options: of the measure.
 
     Returns:
-        For each group its result, in the order of the parameters.
+        For each group its result, in the order of the parameters. A group that the loss does not depend on is left
+        out, with a note in the others.
+
+    Raises:
+        NotInTheLossError: if it depends on none of them.
     """
     batches = read_batches(data)
     chosen, _ = selected(model, parameters)
-    return {
-        name: measure(model, loss_fn, iter(batches), parameters=members, **options)
-        for name, members in grouped(list(chosen), groups).items()
-    }
+    results: dict[str, Result] = {}
+    left_out: list[str] = []
+    for name, members in grouped(list(chosen), groups).items():
+        try:
+            results[name] = measure(model, loss_fn, iter(batches), parameters=members, **options)
+        except NotInTheLossError:  # noqa: PERF203 - beside a measure it costs nothing
+            left_out.append(name)
+    if not results:
+        raise NotInTheLossError("the loss depends on none of the groups' parameters")
+    if not left_out:
+        return results
+    note = f"left out, since the loss does not depend on their parameters: {', '.join(left_out)}"
+    return {name: noted(result, note) for name, result in results.items()}
+
+
+def noted(result: Result, note: str) -> Result:
+    """Add a note to the conditions of a result.
+
+    Args:
+        result: of a measure.
+        note: a sentence.
+
+    Returns:
+        The same with the note.
+    """
+    entry: Any = result
+    conditions = entry.conditions
+    changed: Result = replace(entry, conditions=replace(conditions, notes=(*conditions.notes, note)))
+    return changed
 
 
 def grouped(names: list[str], groups: str) -> dict[str, list[str]]:

@@ -5,10 +5,7 @@ One Lanczos run (see ``lanczos.py``) that looks after every product whether the 
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +14,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from flatwise.errors import UserError, nearest
-from flatwise.files import write_atomically
+from flatwise.measure.eigenvalues import Eigenvalues, eigenvalues_of
 from flatwise.measure.fingerprint import fingerprint
+from flatwise.measure.journal import Journal
 from flatwise.measure.lanczos import Lanczos, Ritz, order, start_vector
 from flatwise.measure.memory import free_memory
 from flatwise.measure.problem import Mode, Problem
 from flatwise.measure.products import Matrix, Product, Products
 from flatwise.measure.progress import Bar
-from flatwise.measure.result import Conditions, Cost, digits, plain
 from flatwise.measure.select import Parameters
 
 Which = Literal["magnitude", "largest", "smallest"]
@@ -32,74 +29,8 @@ Which = Literal["magnitude", "largest", "smallest"]
 USUAL = 20
 """Products that a top five usually takes."""
 
-SECONDS_BETWEEN_WRITES = 10.0
-"""How often a run that can be resumed writes what it has."""
-
-SHARE_OF_WRITING = 0.05
-"""Of the time, at most; a slow disk makes writing rarer."""
-
 NEWS = 0.05
 """Share of a random vector in a warm start: what is new since then must be met."""
-
-
-@dataclass(frozen=True)
-class Eigenvalues:
-    """Eigenvalues, the most wanted first.
-
-    Attributes:
-        values: the eigenvalues.
-        residuals: ``|A v - lambda v|`` for each, with a unit vector v; some eigenvalue of A is that near or nearer.
-        converged: whether the residual is at most ``tol`` times the largest absolute eigenvalue.
-        vectors: unit eigenvectors in rows, shape (k, weights), in the order of the parameters; None where they were not
-            asked for.
-        matrix: ``"hessian"`` or ``"ggn"``.
-        which: what was wanted.
-        tol: the relative residual that was asked for.
-        products: matrix-vector products, all runs of a resumed one together.
-        exact: False where products were finite differences.
-        conditions: under which it was measured.
-        cost: what it cost.
-    """
-
-    values: tuple[float, ...]
-    residuals: tuple[float, ...]
-    converged: tuple[bool, ...]
-    vectors: Tensor | None
-    matrix: str
-    which: str
-    tol: float
-    products: int
-    exact: bool
-    conditions: Conditions
-    cost: Cost
-
-    @property
-    def ratio(self) -> float:
-        """The first over the fifth (lambda_max / lambda_5 of Jastrzebski et al., 2020); NaN with fewer than five."""
-        if len(self.values) < 5:
-            return math.nan
-        return self.values[0] / self.values[4] if self.values[4] else math.copysign(math.inf, self.values[0])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything but the vectors as what JSON can hold.
-
-        Returns:
-            A nest of dicts and lists.
-        """
-        result: dict[str, Any] = plain(self)
-        result["vectors"] = None
-        return {**result, "ratio": self.ratio}
-
-    def __str__(self) -> str:
-        name = "Hessian" if self.matrix == "hessian" else "Gauss-Newton matrix"
-        wanted = {"magnitude": "largest absolute", "largest": "largest", "smallest": "smallest"}[self.which]
-        lines = [f"{wanted} eigenvalues of the {name} ({self.conditions.samples} samples, mode {self.conditions.mode})"]
-        lines += [
-            f"  {digits(v, r)}" + ("" if c else "   (not converged)")
-            for v, r, c in zip(self.values, self.residuals, self.converged, strict=True)
-        ]
-        lines.append(f"  {self.products} products, {self.cost.gradient_evaluations:.3g} gradient evaluations")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.conditions.notes)])
 
 
 def hessian_eigenvalues(
@@ -169,9 +100,11 @@ def hessian_eigenvalues(
         start = _start(problem, warm_start, seed)
         operator.prepare()
         run = Lanczos(operator, start, rows, seed)
-        file = None if resume is None else Resume(Path(resume), operator, run, start)
+        journal = operator.journal(resume, "eigenvalues", rows=run.rows, start=fingerprint([start]))
+        if (held := journal.get("run")) is not None:
+            run.load(held)
         with Bar("eigenvalues", max(USUAL, 4 * k), shown=progress) as bar:
-            ritz = converge(run, operator, k, which, tol, max_products, file, bar, progress)
+            ritz = converge(run, operator, k, which, tol, max_products, journal, bar, progress)
         return eigenvalues_of(ritz, run, operator, k, which, tol, keep_vectors)
 
 
@@ -241,7 +174,7 @@ def converge(
     which: str,
     tol: float,
     max_products: int,
-    file: Resume | None,
+    journal: Journal,
     bar: Bar,
     shown: bool,
 ) -> Ritz:
@@ -254,7 +187,7 @@ def converge(
         which: which.
         tol: relative residual.
         max_products: where to stop.
-        file: where to write what is done.
+        journal: where to put down what is done, as "run".
         bar: to advance.
         shown: whether the estimate of the time is.
 
@@ -268,16 +201,13 @@ def converge(
                 break
             if run.full:
                 # Half of the room is left for new vectors, which is where convergence comes from.
-                keep = order(ritz.values, which)[: min(max(k + 5, run.rows // 2), run.rows - 2)]
-                run.restart(ritz.vectors[:, keep])
+                run.restart(min(max(k + 5, run.rows // 2), run.rows - 2), which)
         run.step()
         bar.advance(total=max(float(USUAL), run.steps + 1.0))
         if operator.count == 1:
             operator.announce("eigenvalues", max(USUAL, 4 * k), max_products, shown)
-        if file is not None:
-            file.write()
-    if file is not None:
-        file.write(now=True)
+        journal.put("run", run.state)
+    journal.put("run", run.state, now=True)
     return ritz
 
 
@@ -295,105 +225,3 @@ def good(ritz: Ritz, k: int, which: str, tol: float) -> bool:
     """
     limit = tol * float(ritz.values.abs().max())
     return bool((ritz.residuals[order(ritz.values, which)[:k]] <= limit).all())
-
-
-def eigenvalues_of(
-    ritz: Ritz, run: Lanczos, operator: Products, k: int, which: str, tol: float, keep_vectors: bool
-) -> Eigenvalues:
-    """Make the result.
-
-    Args:
-        ritz: the last pairs.
-        run: the process.
-        operator: what it multiplied with.
-        k: how many.
-        which: which.
-        tol: relative residual.
-        keep_vectors: whether it carries vectors.
-
-    Returns:
-        The result.
-    """
-    places = order(ritz.values, which)[:k]
-    residuals = ritz.residuals[places].tolist()
-    limit = tol * float(ritz.values.abs().max())
-    vectors = None
-    if keep_vectors:
-        vectors = run.vectors(ritz.vectors[:, places])
-        vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    return Eigenvalues(
-        values=tuple(ritz.values[places].tolist()),
-        residuals=tuple(residuals),
-        converged=tuple(r <= limit for r in residuals),
-        vectors=vectors,
-        matrix=operator.matrix,
-        which=which,
-        tol=tol,
-        products=run.steps,
-        exact=operator.exact,
-        conditions=operator.problem.conditions(),
-        cost=operator.problem.cost(),
-    )
-
-
-class Resume:
-    """The file of a run that can be resumed.
-
-    Args:
-        path: where it is; its folder exists. Processes that share the work need to see the same file.
-        operator: what the run multiplies with.
-        run: loaded from the file, where there is one.
-        start: the start vector, which belongs to what the file must agree with.
-
-    Raises:
-        UserError: if the file is of another run, or none.
-    """
-
-    def __init__(self, path: Path, operator: Products, run: Lanczos, start: Tensor) -> None:
-        self._path, self._run, self._problem = path, run, operator.problem
-        weights = [p.detach() for p in operator.problem.model.parameters()]
-        self._settings = {
-            **operator.settings(),
-            "rows": run.rows,
-            "weights at": fingerprint(weights),
-            "start": fingerprint([start]),
-        }
-        if path.exists():
-            self._read()
-        if not operator.agreed(self._everywhere(run.steps)):
-            raise UserError(f"{path} is not the same file on every process")
-        self._last, self._took = time.monotonic(), 0.0
-
-    def _everywhere(self, steps: int) -> bool:
-        mine = torch.tensor([steps, 1], dtype=torch.float64, device=self._problem.device)
-        total, processes = self._problem.summed(mine.clone()).tolist()
-        return bool(total == steps * processes)
-
-    def _read(self) -> None:
-        try:
-            state = torch.load(self._path, weights_only=True, map_location="cpu")
-            settings = state["settings"]
-        except Exception as error:
-            raise UserError(f"{self._path} is no file of an eigenvalue run ({error}): name another one") from error
-        different = [name for name, value in self._settings.items() if settings.get(name) != value]
-        if different:
-            raise UserError(
-                f"{self._path} is from a run with other {', '.join(different)}: name another file, or remove it"
-            )
-        self._run.load(state)
-
-    def write(self, *, now: bool = False) -> None:
-        """Write what is done, unless that was just now.
-
-        Args:
-            now: in any case.
-        """
-        # The whole basis is written: where that takes long, it is written rarely.
-        if not now and time.monotonic() - self._last < max(SECONDS_BETWEEN_WRITES, self._took / SHARE_OF_WRITING):
-            return
-        if self._problem.group is None or torch.distributed.get_rank(self._problem.group) == 0:
-            begin = time.monotonic()
-            state = {**self._run.state(), "settings": self._settings}
-            write_atomically(self._path, lambda file: torch.save(state, file))
-            self._took = time.monotonic() - begin
-        self._last = time.monotonic()

@@ -4,9 +4,9 @@ From a start vector it builds an orthonormal basis V, one product at a time, wit
 (Lanczos, 1950). Each new vector is made orthogonal to all others by classical Gram-Schmidt, twice (two passes are
 enough: Giraud, Langou, Rozloznik and van den Eshof, 2005). B is kept as it was measured, so the length of
 ``A y - theta y`` for a Ritz vector ``y = V s`` is known exactly, without a product: the root of
-``|(B - theta) s|^2 + (beta s_m)^2``. That holds for inexact products as well, and after a restart (Wu and Simon, 2000),
-which keeps the wanted Ritz vectors. For both together it leaves out what the first term was for the vectors that were
-kept, which is as small as the products are nearly symmetric.
+``|(B - theta) s|^2 + (beta s_m)^2``. That holds for inexact products as well, whose B is not symmetric, and after a
+restart: it keeps a space that B maps into itself (Stewart, 2001), so that nothing of the products is lost. For a
+symmetric B that is the space of the wanted Ritz vectors (Wu and Simon, 2000).
 """
 
 from __future__ import annotations
@@ -129,13 +129,16 @@ class Lanczos:
         """
         return coordinates.T.to(self._basis) @ self._basis[: self.size]
 
-    def restart(self, coordinates: Tensor) -> None:
-        """Keep only some Ritz vectors, and go on from there.
+    def restart(self, kept: int, which: str) -> None:
+        """Keep only the space of some eigenvectors of B, and go on from there.
 
         Args:
-            coordinates: shape (size, p) with p < size, orthonormal, in the basis.
+            kept: how many, fewer than ``size``; one more where a pair of complex ones would be parted.
+            which: which are wanted, as for :func:`order`.
         """
-        m, p = self.size, coordinates.shape[1]
+        m = self.size
+        coordinates = invariant(self._matrix[:m, :m], kept, which)
+        p = coordinates.shape[1]
         turn = coordinates.to(self._basis)
         for columns in torch.split(self._basis, 2**20 // m + 1, dim=1):  # views: no second basis is needed
             columns[:p] = turn.T @ columns[:m]
@@ -152,8 +155,9 @@ class Lanczos:
             What torch.save can write.
         """
         return {
-            "basis": self._basis[: min(self.size + 1, self._basis.shape[0])].cpu(),
-            "matrix": self._matrix,
+            # Of a view torch.save would write all that it is a view of.
+            "basis": self._basis[: min(self.size + 1, self._basis.shape[0])].clone().cpu(),
+            "matrix": self._matrix.clone(),
             "size": self.size,
             "steps": self.steps,
             "ended": self.ended,
@@ -168,6 +172,27 @@ class Lanczos:
         self._basis[: state["basis"].shape[0]] = state["basis"].to(self._basis)
         self._matrix = state["matrix"].clone()
         self.size, self.steps, self.ended = state["size"], state["steps"], state["ended"]
+
+
+def invariant(matrix: Tensor, kept: int, which: str) -> Tensor:
+    """Find an orthonormal basis of the space of some eigenvectors, which the matrix maps into itself.
+
+    Args:
+        matrix: shape (m, m), float64, nearly symmetric.
+        kept: how many, fewer than m; one more where a pair of complex ones would be parted.
+        which: which are wanted, as for :func:`order`.
+
+    Returns:
+        Shape (m, p), in columns.
+    """
+    values, vectors = torch.linalg.eig(matrix)
+    chosen = order(values.real, which)
+    partner = {place: int((values - values[place].conj()).abs().argmin()) for place in chosen[:kept]}
+    places = list(dict.fromkeys([*chosen[:kept], *partner.values()]))
+    # The real and imaginary parts of a pair span the same as the pair, twice over.
+    wanted = [vectors[:, n].imag if values[n].imag < 0 else vectors[:, n].real for n in places]
+    basis: Tensor = torch.linalg.qr(torch.stack(wanted, dim=1)).Q
+    return basis
 
 
 def orthogonalised(basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

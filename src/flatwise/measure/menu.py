@@ -128,3 +128,29 @@ def work(wanted: Sequence[str], settings: Settings) -> float:
     averages = sum(name in AVERAGE for name in wanted) * settings.draws / 2
     micro = len(settings.m) * (settings.micro_batches or 0) if "m_sharpness" in wanted else 0
     return max(1.0, several + averages + micro)
+
+
+def expected(wanted: Sequence[str], settings: Settings, samples: int, eigenvalues: int) -> float:
+    """Return about how many gradient evaluations a table takes.
+
+    Args:
+        wanted: names of measures.
+        settings: how much of each.
+        samples: of this process.
+        eigenvalues: how many are wanted.
+
+    Returns:
+        Their number: a product with the Hessian counts as two, and a top five usually takes twenty.
+    """
+    one = 4 / 3  # a step: a gradient, and the loss where it leads
+    total = 1.0
+    for ball in WORST:
+        total += one * (f"one_step{ball}" in wanted) + one * (settings.steps - 1) * (f"n_steps{ball}" in wanted)
+    total += sum(name in AVERAGE for name in wanted) * settings.draws / 3
+    if "m_sharpness" in wanted:
+        for m in settings.m:
+            all_of_them = samples / m
+            total += one * min(1.0, (settings.micro_batches or all_of_them) / all_of_them)
+    if eigenvalues and ("lambda_max" in wanted or "lambda_ratio" in wanted):
+        total += 2 * max(20, 4 * eigenvalues) + 6
+    return total + 62 * ("trace" in wanted)

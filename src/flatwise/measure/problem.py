@@ -22,8 +22,8 @@ from flatwise.errors import UserError
 from flatwise.measure.data import Part, cut, read_batches
 from flatwise.measure.result import Conditions, Cost
 from flatwise.measure.select import Parameters, selected
+from flatwise.measure.space import Space
 from flatwise.measure.unchanged import seed_all, unchanged
-from flatwise.norms import accumulation_dtype
 from flatwise.seeds import derive
 from flatwise.true_gradient import true_gradients
 
@@ -34,7 +34,11 @@ FORWARD, BACKWARD, DOUBLE_BACKWARD = 1 / 3, 2 / 3, 2.0
 """In gradient evaluations: a backward pass costs two forward passes, one through both costs twice their sum."""
 
 
-class Problem:
+class NotInTheLossError(UserError):
+    """The loss depends on none of the parameters that were chosen."""
+
+
+class Problem(Space):
     """A loss at given weights on fixed samples, and how to evaluate it and its gradient.
 
     Everything is evaluated inside ``with problem.open():``, which puts the model into its mode and leaves it as it was.
@@ -50,6 +54,9 @@ class Problem:
         seed: seeds what the loss draws, anew before every part.
         process_group: a ``torch.distributed`` group whose processes each bring their own share of the data; None: this
             process alone.
+
+    Attributes:
+        asked: the micro-batch size that was asked for.
 
     Raises:
         UserError: bad data, parameters, mode or size.
@@ -72,16 +79,15 @@ class Problem:
         if micro_batch_size is not None and (not isinstance(micro_batch_size, int) or micro_batch_size < 1):
             raise UserError(f"micro_batch_size must be a whole number >= 1, got {micro_batch_size!r}")
         self.model: Module = model.module if isinstance(model, DistributedDataParallel) else model
-        self.loss_fn, self.mode, self.seed, self.group = loss_fn, mode, seed, process_group
+        self.loss_fn, self.mode, self.seed = loss_fn, mode, seed
         chosen, self.frozen = selected(self.model, parameters)
-        self.names, self.params = list(chosen), list(chosen.values())
+        super().__init__(chosen, process_group)
         self.unused: tuple[str, ...] = ()
         self.notes: list[str] = []
         self.batches = read_batches(data)
-        self.device = self.params[0].device
-        self.dtype = max((accumulation_dtype(p.dtype) for p in self.params), key=lambda d: d.itemsize)
         self.gradient_evaluations = 0.0
         self._started = time.perf_counter()
+        self.asked = micro_batch_size
         self.cut(micro_batch_size)
 
     def cut(self, micro_batch_size: int | None) -> None:
@@ -117,11 +123,6 @@ class Problem:
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         train = self.mode == "train"
         return any(m.running_mean is None or train or (self.mode == "as is" and m.training) for m in norms)
-
-    @property
-    def weights(self) -> int:
-        """The number of weights that the measure is about."""
-        return sum(p.numel() for p in self.params)
 
     def conditions(self) -> Conditions:
         """Say under which conditions the numbers were measured.
@@ -269,10 +270,15 @@ class Problem:
 
         Args:
             used: their places, over all parts of this process.
+
+        Raises:
+            NotInTheLossError: if it depends on none.
         """
         flags = torch.tensor([number in used for number in range(len(self.params))], device=self.device)
         used_anywhere = self.summed(flags.double()).tolist()
         self.unused = tuple(name for name, use in zip(self.names, used_anywhere, strict=True) if not use)
+        if len(self.unused) == len(self.names):
+            raise NotInTheLossError("the loss depends on none of the parameters that were chosen")
 
     def gradients_of(self, loss: Tensor, **options: Any) -> list[Tensor | None]:
         """Differentiate by the parameters.
@@ -285,55 +291,9 @@ class Problem:
             One gradient for each parameter, None where the loss does not depend on it.
 
         Raises:
-            UserError: if it depends on none.
+            UserError: if it has no graph.
         """
         if not loss.requires_grad:
             raise UserError("the loss depends on none of the parameters: is it computed under no_grad, or detached?")
         grads: list[Tensor | None] = list(torch.autograd.grad(loss, self.params, allow_unused=True, **options))
-        if all(g is None for g in grads):
-            raise UserError("the loss depends on none of the parameters that were chosen")
         return grads
-
-    def flat(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Put tensors shaped as the parameters into one vector.
-
-        Args:
-            tensors: one for each parameter; None stands for zeros.
-
-        Returns:
-            Shape (weights,).
-        """
-        rows = [
-            torch.zeros(p.numel(), dtype=self.dtype, device=self.device)
-            if t is None
-            else t.detach().reshape(-1).to(device=self.device, dtype=self.dtype)
-            for t, p in zip(tensors, self.params, strict=True)
-        ]
-        return torch.cat(rows)
-
-    def shaped(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector into tensors shaped, typed and placed as the parameters.
-
-        Args:
-            vector: shape (weights,).
-
-        Returns:
-            One for each parameter; views where nothing has to be converted.
-        """
-        rows = torch.split(vector, [p.numel() for p in self.params])
-        return [r.view(p.shape).to(device=p.device, dtype=p.dtype) for r, p in zip(rows, self.params, strict=True)]
-
-    def summed(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over the processes.
-
-        Args:
-            tensor: the same shape everywhere.
-
-        Returns:
-            The sum, the same bits on every process.
-        """
-        if self.group is None:
-            return tensor
-        tensor = tensor.contiguous()
-        torch.distributed.all_reduce(tensor, group=self.group)
-        return tensor

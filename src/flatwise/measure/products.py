@@ -8,9 +8,9 @@ operation has no double backward, products are finite differences.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,9 +21,11 @@ from flatwise.measure import determinism
 from flatwise.measure.attention import twice_differentiable
 from flatwise.measure.data import Part
 from flatwise.measure.finite import FiniteDifferences
+from flatwise.measure.fit import Fit
+from flatwise.measure.journal import Journal
 from flatwise.measure.linearised import GaussNewtonPart, HessianPart, Linearised
-from flatwise.measure.memory import SHARE, Need, free_memory, kept_parts, measured, need
 from flatwise.measure.problem import Problem
+from flatwise.measure.progress import announce
 
 Matrix = Literal["hessian", "ggn"]
 Product = Literal["auto", "exact", "finite difference"]
@@ -31,7 +33,6 @@ Product = Literal["auto", "exact", "finite difference"]
 _NO_SECOND_DERIVATIVE = re.compile(
     r"not implemented|twice|double backward|does not support|once_differentiable", re.IGNORECASE
 )
-_WORTH_SAYING = 5.0
 
 
 class Products:
@@ -85,21 +86,41 @@ class Products:
         return self._finite is None
 
     def prepare(self) -> None:
-        """Fit the parts into the memory, and see that the loss is the same every time."""
+        """Cut the samples into parts, and see that the loss is the same every time."""
         problem = self.problem
+        second, cut = None, False
         if self._finite is None:
             try:
-                self._fit(need(problem.parts[0], self._use))
+                fit = Fit(problem, self._use, self._vectors, self._max_memory)
+                second, cut = self._cut(fit)
+                self._keep = fit.keep
             except RuntimeError as error:
                 if not self._falls_back(error):
                     raise
-        first = problem.parts[0]
-        if self._finite is None and self.matrix == "hessian":
-            graphs = self._graphs(first)
-            start = graphs.loss, problem.flat(graphs.gradient)
-        else:
-            start = self._evaluated(first)
-        determinism.insist(problem, start, self._evaluated(first))
+        if not cut:
+            first = problem.parts[0]
+            determinism.insist(problem, self._started(first), self._evaluated(first) if second is None else second)
+
+    def _cut(self, fit: Fit) -> tuple[tuple[Tensor, Tensor] | None, bool]:
+        whole = self.problem.parts[0]
+
+        def evaluated(part: Part) -> tuple[Tensor, Tensor]:
+            if part is whole or part.number not in fit.keep:
+                return self._evaluated(part)
+            self._keep = fit.keep
+            return self._started(part)
+
+        second, cut = fit.in_pieces(evaluated)
+        if not cut:
+            self._kept.clear()
+        return second, cut
+
+    def _started(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Evaluate from the graphs of the products, where they hold the gradient."""
+        if self._finite is not None or self.matrix == "ggn":
+            return self._evaluated(part)
+        graphs = self._graphs(part)
+        return graphs.loss, self.problem.flat(graphs.gradient)
 
     def _evaluated(self, part: Part) -> tuple[Tensor, Tensor]:
         """Evaluate with the kernels that the products use."""
@@ -120,61 +141,6 @@ class Products:
 
     def _build(self, part: Part) -> Linearised:
         return HessianPart(self.problem, part) if self.matrix == "hessian" else GaussNewtonPart(self.problem, part)
-
-    def _fit(self, needs: Need) -> None:
-        problem = self.problem
-        vectors = (self._vectors + 4) * problem.weights * problem.dtype.itemsize
-        budget = SHARE * free_memory(problem.device) if self._max_memory is None else self._max_memory
-        budget -= vectors
-        keep = kept_parts(problem.parts, needs, budget)
-        largest = max(part.samples for part in problem.parts)
-        fitting = largest if keep else min(largest, needs.fitting(budget))
-        wanted = self._smallest(fitting)
-        if wanted < self._smallest(largest):
-            if problem.batch_statistics or wanted < 1:
-                self._too_small(needs, vectors, wanted)
-            else:
-                needs = self._cut(wanted, needs, budget)
-                keep = kept_parts(problem.parts, needs, budget)
-        self._keep = keep
-
-    def _cut(self, wanted: int, needs: Need, budget: float) -> Need:
-        """Cut the batches, and look whether a part takes what a few samples let expect; return what it takes."""
-        problem = self.problem
-        while True:
-            problem.cut(wanted)
-            if self._max_memory is None:
-                break
-            part = problem.parts[0]
-            kept, working = measured(part, self._use)
-            needs = Need((0.0, kept / part.samples), (working, 0.0))
-            # The most at once grows faster with the samples than a line through a few of them.
-            smaller = self._smallest(wanted if working <= budget else max(1, int(0.95 * wanted * budget / working)))
-            if smaller >= wanted:
-                break
-            wanted = smaller
-        problem.note(f"evaluated {wanted} samples at a time, which is what the memory allows")
-        return needs
-
-    def _too_small(self, needs: Need, vectors: float, wanted: int) -> None:
-        if self._max_memory is None:
-            return  # the estimate may be wrong, and nobody asked for a limit
-        if wanted < 1:
-            raise UserError(
-                f"max_memory={self._max_memory:.3g} bytes is too small: the graphs of one sample and {self._vectors} "
-                f"vectors take about {sum(needs.working) + vectors:.3g}"
-            )
-        raise UserError(
-            f"max_memory={self._max_memory:.3g} bytes allows {wanted} samples at a time, but batch normalisation makes "
-            f"the loss depend on who is in a batch: pass micro_batch_size={wanted} if that is meant, or mode='eval'"
-        )
-
-    def _smallest(self, number: int) -> int:
-        if self.problem.group is None:
-            return number
-        value = torch.tensor(number, device=self.problem.device)
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN, group=self.problem.group)
-        return int(value)
 
     def _falls_back(self, error: RuntimeError) -> bool:
         """Go on with finite differences, if the error says that there is no double backward.
@@ -257,13 +223,8 @@ class Products:
             most: the largest number.
             shown: False says nothing.
         """
-        seconds = self._seconds
-        leader = self.problem.group is None or torch.distributed.get_rank(self.problem.group) == 0
-        if shown and leader and usual * seconds > _WORTH_SAYING:
-            upper = "" if most <= usual else f", at most {most} ({most * seconds:.0f} s)"
-            sys.stderr.write(
-                f"{what}: a product takes {seconds:.2g} s; about {usual} are needed ({usual * seconds:.0f} s){upper}\n"
-            )
+        if shown and self.problem.leads:
+            announce(what, "a product", self._seconds, usual, most)
 
     def agreed(self, answer: bool) -> bool:
         """Let every process come to the same decision.
@@ -274,24 +235,21 @@ class Products:
         Returns:
             Whether all say yes.
         """
-        if self.problem.group is None:
-            return answer
-        return self._smallest(int(answer)) == 1
+        return self.problem.smallest(int(answer)) == 1
 
-    def settings(self) -> dict[str, Any]:
-        """Return what products depend on, besides the weights.
+    def journal(self, path: str | Path | None, what: str, **settings: Any) -> Journal:
+        """Open the file of a run with these products, which are prepared.
+
+        Args:
+            path: where it is; None: none.
+            what: is measured.
+            **settings: what its bits depend on besides.
 
         Returns:
-            What can be compared.
+            What is done.
         """
-        problem = self.problem
-        return {
-            "matrix": self.matrix,
-            "product": self._product,
-            "samples": problem.samples,
-            "mode": problem.mode,
-            "seed": problem.seed,
-            "names": list(problem.names),
-            "weights": problem.weights,
-            "dtype": str(problem.dtype),
-        }
+        journal = Journal(path, what, self.problem, {"matrix": self.matrix, "product": self._product, **settings})
+        if self._finite is not None:
+            self._finite.step = journal.get("step")  # it was chosen with the first vector
+            journal.put("step", lambda: self._finite and self._finite.step)
+        return journal

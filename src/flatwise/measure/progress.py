@@ -1,4 +1,4 @@
-"""A bar on standard error for what takes longer than two seconds, where somebody is looking."""
+"""What a long run says on standard error: how long it will take, and a bar where somebody is looking."""
 
 from __future__ import annotations
 
@@ -11,7 +11,26 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
 PATIENCE = 2.0
-"""Seconds before anything is shown."""
+"""Seconds before a bar is shown."""
+
+WORTH_SAYING = 5.0
+"""Seconds above which an estimate is."""
+
+
+def announce(what: str, unit: str, seconds: float, usual: float, most: float) -> None:
+    """Say how long it will take, where that is more than a few seconds.
+
+    Args:
+        what: is measured.
+        unit: of the work.
+        seconds: that one takes.
+        usual: a usual number of them.
+        most: the largest number.
+    """
+    if usual * seconds > WORTH_SAYING:
+        upper = "" if most <= usual else f", at most {most:.0f} ({most * seconds:.0f} s)"
+        needed = f"about {usual:.0f} are needed ({usual * seconds:.0f} s){upper}"
+        sys.stderr.write(f"{what}: {unit} takes {seconds:.2g} s; {needed}\n")
 
 
 class Bar:

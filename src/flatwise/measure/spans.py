@@ -204,7 +204,7 @@ def _eigenvectors(problem: Problem, count: int, numbers: dict[str, float], *, pr
         keep_vectors=True,
         parameters=problem.names,
         mode=problem.mode,
-        micro_batch_size=max(part.samples for part in problem.parts),
+        micro_batch_size=problem.asked,
         seed=problem.seed,
         process_group=problem.group,
         progress=progress,

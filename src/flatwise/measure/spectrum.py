@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
-from flatwise.measure.density import Density, density_of, probed
-from flatwise.measure.hessian import Eigenvalues, basis_rows, check, converge, eigenvalues_of
-from flatwise.measure.lanczos import Lanczos, start_vector
+from flatwise.measure.density import probe_on, probe_vector, probed
+from flatwise.measure.eigenvalues import Eigenvalues, eigenvalues_of
+from flatwise.measure.hessian import basis_rows, check, converge
+from flatwise.measure.journal import Journal
+from flatwise.measure.lanczos import Lanczos
 from flatwise.measure.problem import Mode, Problem
 from flatwise.measure.products import Matrix, Product, Products
 from flatwise.measure.progress import Bar
+from flatwise.measure.quadrature import Density, density_of
 from flatwise.measure.result import Conditions, Cost, plain
 from flatwise.measure.select import Parameters
 
@@ -70,6 +73,7 @@ def spectrum(
     keep_vectors: bool = False,
     matrix: Matrix = "hessian",
     product: Product = "auto",
+    resume: str | Path | None = None,
     max_memory: float | None = None,
     parameters: Parameters = None,
     mode: Mode = "eval",
@@ -94,6 +98,7 @@ def spectrum(
         keep_vectors: whether the eigenvalues carry eigenvectors.
         matrix: ``"hessian"`` or ``"ggn"``, the Gauss-Newton matrix.
         product: ``"exact"`` (double backward), ``"finite difference"``, or ``"auto"``: exact where that exists.
+        resume: a file that is written as it goes, and that a later call with the same arguments continues from.
         max_memory: bytes that graphs and vectors may take; None: half of what is free.
         parameters: which parameters the matrix is about; None: all that are trainable.
         mode: ``"eval"``, ``"train"`` or ``"as is"``.
@@ -121,18 +126,21 @@ def spectrum(
     operator = Products(problem, matrix=matrix, product=product, max_memory=max_memory, vectors=rows + steps + 2)
     with problem.open(), Bar("spectrum", probes * steps, shown=progress) as bar:
         operator.prepare()
-        like = torch.empty(0, dtype=problem.dtype, device=problem.device)
-        starts = [start_vector(problem.weights, seed, ("density", number), like) for number in range(probes)]
-        first = Lanczos(operator, starts[0], rows, seed)
-        quadratures = [probed(first, operator, steps, probes, bar, progress)]
-        ritz = converge(first, operator, k, "magnitude", tol, max_products, None, bar, False)
-        leading = eigenvalues_of(ritz, first, operator, k, "magnitude", tol, keep_vectors)
-        ritz = converge(first, operator, 1, "smallest", tol, max_products, None, bar, False)
-        smallest = eigenvalues_of(ritz, first, operator, 1, "smallest", tol, False)
-        for start in starts[1:]:
-            run = Lanczos(operator, start, steps, seed)
-            quadratures.append(probed(run, operator, steps, probes, bar, progress))
-        density = density_of(quadratures, operator, points, width)
+        asked = {"k": k, "rows": rows, "tol": tol, "max_products": max_products, "keep_vectors": keep_vectors}
+        journal = operator.journal(resume, "spectrum", steps=steps, **asked)
+        first = Lanczos(operator, probe_vector(operator, seed, 0), rows, seed)
+        if (held := journal.get("run")) is not None:
+            first.load(held)
+            bar.advance(min(first.steps, steps))
+        # The first probe goes on for the eigenvalues; what is asked of it on the way is put down there.
+        if (quadrature := journal.get("quadrature")) is None:
+            quadrature = probed(first, operator, steps, probes, lambda: journal.put("run", first.state), bar, progress)
+            journal.put("quadrature", quadrature)
+        leading = _search(first, operator, k, "magnitude", tol, max_products, keep_vectors, journal, bar)
+        smallest = _search(first, operator, 1, "smallest", tol, max_products, False, journal, bar)
+        rest = probe_on(range(1, probes), operator, steps, probes, seed, journal, bar, progress)
+        products = first.steps + sum(len(nodes) for nodes, _ in rest)
+        density = density_of([quadrature, *rest], operator, products, points, width)
     parts = (leading, smallest, density)
     cost = Cost(sum(p.cost.gradient_evaluations for p in parts), sum(p.cost.seconds for p in parts))
     return Spectrum(
@@ -141,4 +149,34 @@ def spectrum(
         density=replace(density, cost=cost),
         conditions=density.conditions,
         cost=cost,
+    )
+
+
+def _search(
+    run: Lanczos,
+    operator: Products,
+    k: int,
+    which: str,
+    tol: float,
+    max_products: int,
+    keep_vectors: bool,
+    journal: Journal,
+    bar: Bar,
+) -> Eigenvalues:
+    """Take up a finished search for eigenvalues, or make it; what is found is put down under what was wanted."""
+    held = journal.get(which)
+    if held is None:
+        ritz = converge(run, operator, k, which, tol, max_products, journal, bar, False)
+        found = eigenvalues_of(ritz, run, operator, k, which, tol, keep_vectors)
+        kept = ("values", "residuals", "converged", "vectors", "products")
+        journal.put(which, {name: getattr(found, name) for name in kept}, now=True)
+        return found
+    return Eigenvalues(
+        **held,
+        matrix=operator.matrix,
+        which=which,
+        tol=tol,
+        exact=operator.exact,
+        conditions=operator.problem.conditions(),
+        cost=operator.problem.cost(),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatwise.batching import map_tensors
 from flatwise.errors import UserError
-from flatwise.measure.fingerprint import bits
+from flatwise.measure.fingerprint import bits, everywhere
 from flatwise.measure.landscape_result import EVALUATED, INTERPOLATED, Landscape, Mark, Track
 from flatwise.measure.progress import Bar
 from flatwise.measure.refine import Found, Index, Plan, refined
@@ -223,13 +223,8 @@ def fingerprint_of(sheets: Sequence[Sheet], settings: tuple[Any, ...]) -> str:
             return leaf
 
         map_tensors(part.batch, add)
-    mine = [total.hexdigest()]
-    group = sheets[0].problem.group
-    if group is not None:
-        everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
-        torch.distributed.all_gather_object(everyone, mine[0], group=group)
-        mine = everyone
-    return hashlib.sha256("/".join(mine).encode()).hexdigest()
+    everyone = everywhere(total.hexdigest(), sheets[0].problem.group)
+    return hashlib.sha256("/".join(everyone).encode()).hexdigest()
 
 
 def _difference(held: Landscape, asked: Landscape) -> str:

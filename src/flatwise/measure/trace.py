@@ -1,9 +1,7 @@
 """The trace, by Hutch++ (Meyer, Musco, Musco and Woodruff, 2021), with its standard error.
 
-With a third of the products the range of the matrix is sketched, ``Q = orth(A S)``; with a third the trace inside is
-computed exactly, ``tr(Q^T A Q)``; with the rest what is outside is estimated from random signs g (Hutchinson, 1990):
-``mean g^T P A P g``, ``P = I - Q Q^T``. Given Q, that mean is unbiased and its terms are independent, so their spread
-over the square root of their number is the standard error of the sum.
+The sum of what is known inside a sketched space and a mean over what is outside (see ``sketch.py``). The terms of that
+mean are independent, so their spread over the square root of their number is the standard error of the sum.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from flatwise.errors import UnknownNameError, UserError
-from flatwise.measure.lanczos import orthogonalised
 from flatwise.measure.problem import Mode, Problem
 from flatwise.measure.products import Matrix, Product, Products
 from flatwise.measure.progress import Bar
 from flatwise.measure.result import Conditions, Cost, digits, plain
 from flatwise.measure.select import Parameters
-from flatwise.seeds import stream
+from flatwise.measure.sketch import Course, diagonal, look_outside, sketch
 
 METHODS = ("hutch++", "hutchinson")
 
@@ -38,7 +36,7 @@ class Trace:
         standard_error: of the estimate; 0 where it is exact.
         degrees: of freedom of the standard error: one less than the number of terms; 0 where the value is exact.
         sketched: the part of the value that was computed exactly, inside the sketched space.
-        probes: matrix-vector products.
+        probes: matrix-vector products, all runs of a resumed one together.
         method: ``"hutch++"``, ``"hutchinson"``, or ``"exact"`` where there are no more weights than probes.
         matrix: ``"hessian"`` or ``"ggn"``.
         exact: False where products were finite differences.
@@ -96,6 +94,7 @@ def hessian_trace(
     method: Literal["hutch++", "hutchinson"] = "hutch++",
     matrix: Matrix = "hessian",
     product: Product = "auto",
+    resume: str | Path | None = None,
     max_memory: float | None = None,
     parameters: Parameters = None,
     mode: Mode = "eval",
@@ -114,6 +113,7 @@ def hessian_trace(
         method: ``"hutch++"``, or ``"hutchinson"``: random signs only.
         matrix: ``"hessian"`` or ``"ggn"``, the Gauss-Newton matrix.
         product: ``"exact"`` (double backward), ``"finite difference"``, or ``"auto"``: exact where that exists.
+        resume: a file that is written as it goes, and that a later call with the same arguments continues from.
         max_memory: bytes that graphs and vectors may take; None: half of what is free.
         parameters: which parameters the matrix is about; None: all that are trainable.
         mode: ``"eval"``, ``"train"`` or ``"as is"``.
@@ -145,8 +145,8 @@ def hessian_trace(
     if not isinstance(probes, int) or probes < least:
         raise UserError(f"probes must be a whole number >= {least} for a standard error, got {probes!r}")
     n = problem.weights
-    sketch = probes // 3 if method == "hutch++" else 0
-    operator = Products(problem, matrix=matrix, product=product, max_memory=max_memory, vectors=sketch)
+    sketched = probes // 3 if method == "hutch++" and probes < n else 0
+    operator = Products(problem, matrix=matrix, product=product, max_memory=max_memory, vectors=sketched)
     with problem.open(), Bar("trace", min(n, probes), shown=progress) as bar:
         operator.prepare()
 
@@ -157,78 +157,35 @@ def hessian_trace(
                 operator.announce("trace", min(n, probes), min(n, probes), progress)
             return result
 
-        like = torch.empty(0, dtype=problem.dtype, device=problem.device)
+        course = Course(torch.zeros(sketched, n, dtype=problem.dtype, device=problem.device))
+        journal = operator.journal(resume, "trace", method=method, probes=probes)
+        if (held := journal.get("course")) is not None:
+            course.load(held)
+            bar.advance(course.products)
+
+        def save() -> None:
+            journal.put("course", course.state)
+
         if n <= probes:
-            method_used, sketched, terms = "exact", _diagonal(multiply, n, like), []
+            diagonal(multiply, course, n, save)
         else:
-            method_used = str(method)
-            basis, sketched = _sketch(multiply, n, sketch, seed, like)
-            terms = _terms(multiply, basis, probes - 2 * sketch, n, seed)
-        mean, error = spread(terms)
+            sketch(multiply, course, seed, save)
+            look_outside(multiply, course, probes - 2 * sketched, seed, save)
+        journal.put("course", course.state, now=True)
+        inside = float(sum(course.inside))
+        mean, error = spread(course.terms)
         return Trace(
-            value=sketched + mean,
+            value=inside + mean,
             standard_error=error,
-            degrees=max(0, len(terms) - 1),
-            sketched=sketched,
-            probes=operator.count,
-            method=method_used,
+            degrees=max(0, len(course.terms) - 1),
+            sketched=inside,
+            probes=course.products,
+            method="exact" if n <= probes else str(method),
             matrix=matrix,
             exact=operator.exact,
             conditions=problem.conditions(),
             cost=problem.cost(),
         )
-
-
-def _diagonal(multiply: Callable[[Tensor], Tensor], n: int, like: Tensor) -> float:
-    total = 0.0
-    for place in range(n):
-        unit = torch.zeros(n, dtype=like.dtype, device=like.device)
-        unit[place] = 1
-        total += float(multiply(unit)[place])
-    return total
-
-
-def signs(n: int, seed: int, kind: str, number: int, like: Tensor) -> Tensor:
-    """Draw random signs, the same on every process and device.
-
-    Args:
-        n: how many.
-        seed: of the measure.
-        kind: what for.
-        number: which probe.
-        like: whose dtype and device.
-
-    Returns:
-        Shape (n,).
-    """
-    return (2.0 * torch.randint(2, (n,), generator=stream(seed, kind, number)) - 1).to(like)
-
-
-def _sketch(multiply: Callable[[Tensor], Tensor], n: int, rank: int, seed: int, like: Tensor) -> tuple[Tensor, float]:
-    """Find an orthonormal basis of what the matrix makes of random vectors, and the trace inside."""
-    basis = torch.zeros(rank, n, dtype=like.dtype, device=like.device)
-    found = 0
-    for number in range(rank):
-        image = multiply(signs(n, seed, "sketch", number, like))
-        length = image.norm()
-        rest, _ = orthogonalised(basis[:found], image)
-        # What is left of a matrix of low rank is rounding, and no direction.
-        if bool(rest.norm() > 100 * torch.finfo(like.dtype).eps * length):
-            rest, _ = orthogonalised(basis[:found], rest / rest.norm())
-            basis[found] = rest / rest.norm()
-            found += 1
-    basis = basis[:found]
-    inside = sum(float(torch.dot(q.double(), multiply(q).double())) for q in basis)
-    return basis, float(inside)
-
-
-def _terms(multiply: Callable[[Tensor], Tensor], basis: Tensor, number: int, n: int, seed: int) -> list[float]:
-    """Evaluate the quadratic form of random signs outside a basis."""
-    terms = []
-    for i in range(number):
-        g, _ = orthogonalised(basis, signs(n, seed, "probe", i, basis))
-        terms.append(float(torch.dot(g.double(), multiply(g).double())))
-    return terms
 
 
 def spread(terms: list[float]) -> tuple[float, float]:
