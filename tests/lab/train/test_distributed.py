@@ -32,9 +32,9 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def launch(trainings: list[dict[str, Any]], environment: dict[str, str], processes: int = 2) -> list[str]:
-    """Train one after the other, each in two processes; returns what the first one says of each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+def launch(trainings: list[dict[str, Any]], environment: dict[str, str], word: str = "answer: ") -> list[str]:
+    """Train one after the other, each in two processes; returns what the first one says of each, or its notices."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                "-m", "tests.lab.train.processes", json.dumps(trainings)]  # fmt: skip
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), "."]))
     alone = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
@@ -42,7 +42,7 @@ def launch(trainings: list[dict[str, Any]], environment: dict[str, str], process
         command, capture_output=True, text=True, env={**os.environ, **alone, **environment}, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [line.removeprefix("answer: ") for line in done.stdout.splitlines() if line.startswith("answer: ")]
+    return [line.removeprefix(word) for line in done.stdout.splitlines() if line.startswith(word)]
 
 
 def state(config: TrainConfig, name: str = "weights.pt") -> dict[str, torch.Tensor]:
@@ -115,6 +115,12 @@ def test_local_perturbation_is_m_sharpness_in_one_process(tiny: Tiny, monkeypatc
     quarter = tiny("quarter", **EVERYTHING, m=4, seed=0)
     train(quarter)
     assert_close(quarter, half)
+
+
+def test_the_images_that_share_a_perturbation_are_said_at_the_start(tiny: Tiny) -> None:
+    cases: list[dict[str, Any]] = [{}, {"m": 4}, {"perturbation": "global"}]
+    said = launch([asdict(tiny(steps=1, **case)) for case in cases], {}, "notice: ")
+    assert said == [f"2 processes; {m} of the 16 images of a step share a perturbation" for m in (8, 4, 16)]
 
 
 def test_what_several_processes_refuse(tiny: Tiny) -> None:
