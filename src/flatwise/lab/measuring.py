@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flatwise.errors import CannotWriteError
-from flatwise.files import write_json
+from flatwise.files import make_folder, write_json
 from flatwise.lab.reporting import MEASURES, read_measures
 from flatwise.lab.subjects import Subjects
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
@@ -48,7 +47,7 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
     Returns:
         An entry for each network that was asked for.
     """
-    _make(subjects)
+    make_folder(subjects.folder.path)
     settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
     entries, _ = read_measures(subjects.folder, subjects.identity)
     for name, model in subjects.models.items():
@@ -126,7 +125,7 @@ def survey(
     Returns:
         The losses.
     """
-    _make(subjects)
+    make_folder(subjects.folder.path)
     path = subjects.folder.landscape
     if fresh:
         path.unlink(missing_ok=True)
@@ -153,10 +152,3 @@ def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:
         if name in subjects.models and entry["seed"] == subjects.seed and rows.get("lambda_max") is not None:
             found[name] = rows["lambda_max"]
     return {"lambda_max": found} if found else {}
-
-
-def _make(subjects: Subjects) -> None:
-    try:
-        subjects.folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWriteError(subjects.folder.path, error) from error

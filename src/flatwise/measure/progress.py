@@ -14,7 +14,20 @@ PATIENCE = 2.0
 """Seconds before anything is shown."""
 
 
-class Bar:
+class Drawn:
+    """What draws while a block runs, where ``_progress`` is not None, and leaves the terminal as it was."""
+
+    _progress: Progress | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class Bar(Drawn):
     """Shows how much is done and how much time is left. Without rich, or off a terminal, it shows nothing.
 
     Args:
@@ -27,19 +40,11 @@ class Bar:
         self._label, self._total, self._done = label, total, 0.0
         self._shown = shown and sys.stderr.isatty()
         self._start = time.monotonic()
-        self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
         """Begin."""
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
 
     def advance(self, amount: float = 1.0, *, total: float | None = None) -> None:
         """Say that work was done.

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatwise.errors import CannotWriteError
+from flatwise.files import make_folder
 from flatwise.lab.train.config import TrainConfig
 
 PROJECT = "flatwise"
@@ -82,15 +82,8 @@ class TrainFolder:
         return self.path / f"weights-epoch-{epoch}.pt"
 
     def create(self) -> None:
-        """Make the folder.
-
-        Raises:
-            CannotWriteError: the place cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(self.path, error) from error
+        """Make the folder."""
+        make_folder(self.path)
 
     def clear(self) -> None:
         """Remove what a training wrote, and nothing else."""
