@@ -16,6 +16,7 @@ import torch
 from tests.lab.train import processes
 from tests.lab.train.test_resume import assert_alike, folder_of
 
+from flatwise.errors import UserError
 from flatwise.files import read_json
 from flatwise.lab.train import TrainConfig, train
 from flatwise.lab.train import network as networks
@@ -121,6 +122,27 @@ def test_the_images_that_share_a_perturbation_are_said_at_the_start(tiny: Tiny) 
     cases: list[dict[str, Any]] = [{}, {"m": 4}, {"perturbation": "global"}]
     said = launch([asdict(tiny(steps=1, **case)) for case in cases], {}, "notice: ")
     assert said == [f"2 processes; {m} of the 16 images of a step share a perturbation" for m in (8, 4, 16)]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes meet on the accelerator here")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_without_an_accelerator_processes_meet_on_the_cpu(tiny: Tiny, kind: str) -> None:
+    """As torchrun and accelerate launch start them: nobody says that it is a CPU."""
+    environment = {"ACCELERATE_USE_CPU": "false", **(SHARDED if kind == "fsdp2" else {})}
+    assert launch([asdict(tiny(steps=1, perturbation="global"))], environment) == ["2 16"]
+
+
+def test_processes_that_do_not_meet_are_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate
+
+    class Alone:
+        def __init__(self, **_: Any) -> None:
+            self.num_processes, self.device = 1, torch.device("mps")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "Accelerator", Alone)
+    with pytest.raises(UserError, match="2 processes were started, and Accelerate lets 1 of them train together on mp"):
+        train(tiny())
 
 
 def test_what_several_processes_refuse(tiny: Tiny) -> None:
