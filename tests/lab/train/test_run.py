@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.lab.data_files import write_tree
 from tests.lab.train.test_resume import folder_of, numbers
 from torch import Tensor
 
@@ -91,6 +94,14 @@ with locked(Path({str(folder.path)!r})):
         with pytest.raises(UserError, match=f"another process .pid {holder.pid}. is writing"):
             train(config)
         holder.kill()
+
+
+def test_the_processes_that_read_images_end_with_the_epoch(tiny: Tiny, tmp_path: Path) -> None:
+    write_tree(tmp_path / "images", {"train": {"a": 8, "b": 8}, "test": {"a": 1}})
+    config = tiny(dataset=str(tmp_path / "images"), resolution=8, train_size=None, label_noise=0.0, batch_size=4)
+    left: list[int] = []
+    result = train(config, lambda record: left.append(len(multiprocessing.active_children())))
+    assert (left, result["steps"]) == ([0, 0], 6)
 
 
 def test_the_test_set_is_looked_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
