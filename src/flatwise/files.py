@@ -13,6 +13,21 @@ from typing import Any, BinaryIO
 from flatwise.errors import CannotWriteError
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        CannotWriteError: the place cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWriteError(path, error) from error
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:
     """Write a file under another name beside its place, then rename it.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from flatwise.errors import UserError
 from flatwise.files import read_json, write_atomically, write_json
+from flatwise.lab import lock
 from flatwise.lab.config import NOT_PART_OF_THE_RESULT, CompareConfig
 from flatwise.lab.folder import RunFolder, file_name
 
@@ -80,6 +83,28 @@ def test_what_a_killed_process_had_half_written_goes(tmp_path: Path) -> None:
     (tmp_path / "jobs" / ".sam-seed0.json.4711.part").write_text("half")
     with folder.locked():
         assert list((tmp_path / "jobs").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_that_outlives_the_block_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that reads images, whose parent was killed."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    reading, writing = os.pipe()
+    with RunFolder(tmp_path).locked(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent has closed its end
+            os._exit(0)
+        with pytest.raises(UserError, match=f"pid {os.getpid()}"), RunFolder(tmp_path).locked():
+            pass  # it is the parent's still
+    with RunFolder(tmp_path).locked():
+        pass
+    os.close(writing)
+    os.waitpid(child, 0)
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:

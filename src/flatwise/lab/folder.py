@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatwise.errors import CannotWriteError
+from flatwise.files import make_folder
 from flatwise.lab.lock import locked
 
 
@@ -131,16 +131,9 @@ class RunFolder:
         return tuple(self.path / part for part in ("epochs", "jobs", "weights"))
 
     def create(self) -> None:
-        """Make the folder and its parts.
-
-        Raises:
-            CannotWriteError: the place cannot be written.
-        """
-        try:
-            for folder in (self.path, *self._parts()):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(self.path, error) from error
+        """Make the folder and its parts."""
+        for folder in (self.path, *self._parts()):
+            make_folder(folder)
 
     def clear(self) -> None:
         """Remove what a comparison wrote, and nothing else."""

@@ -24,6 +24,18 @@ else:
 PATIENCE = 5.0
 """Seconds: a worker of a command that was killed just now takes a moment to notice that it is alone, and ends."""
 
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """Close what a forked process inherited: the lock is its parent's, and must not outlive that one."""
+    while _held:
+        _held.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -61,7 +73,11 @@ def locked(folder: Path) -> Iterator[None]:
         # What a killed process had half written; with the lock held, nobody is writing it any more.
         for part in folder.rglob(".*.part"):
             part.unlink(missing_ok=True)
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
 
 
 def _acquire(file: IO[str]) -> bool:

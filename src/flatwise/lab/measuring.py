@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from flatwise.errors import CannotWriteError, UserError
-from flatwise.files import write_json
+from flatwise.errors import UserError
+from flatwise.files import make_folder, write_json
 from flatwise.lab.reporting import MEASURES, read_measures
 from flatwise.lab.subjects import Subjects
 from flatwise.measure import Landscape, Row, Sharpness, compare_sharpness, hessian_density, landscape, sharpness
@@ -55,7 +55,7 @@ def measure_all(subjects: Subjects, wanted: Wanted, *, fresh: bool = False, prog
     Returns:
         An entry for each network that was asked for.
     """
-    _make(subjects)
+    make_folder(subjects.folder.path)
     settings = {**asdict(wanted), "m": list(wanted.m), "seed": subjects.seed}
     entries, _ = read_measures(subjects.folder, subjects.identity)
     kept = {name: {} if fresh else _kept(entries.get(name, {}), settings) for name in subjects.models}
@@ -184,7 +184,7 @@ def survey(subjects: Subjects, cut: Cut, *, fresh: bool = False, progress: bool 
     Raises:
         UserError: the file holds another landscape or is damaged, or an argument does not fit.
     """
-    _make(subjects)
+    make_folder(subjects.folder.path)
     path = subjects.folder.landscape
     if fresh:
         path.unlink(missing_ok=True)
@@ -216,10 +216,3 @@ def _largest_eigenvalues(subjects: Subjects) -> dict[str, dict[str, float]]:
         if name in subjects.models and entry["seed"] == subjects.seed and rows.get("lambda_max") is not None:
             found[name] = rows["lambda_max"]
     return {"lambda_max": found} if found else {}
-
-
-def _make(subjects: Subjects) -> None:
-    try:
-        subjects.folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWriteError(subjects.folder.path, error) from error

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from flatwise.measure.progress import bars
+from flatwise.measure.progress import Drawn, bars
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 
-class Bars:
+class Bars(Drawn):
     """One bar for each method and one for the whole, on standard error.
 
     Args:
@@ -28,7 +27,6 @@ class Bars:
     ) -> None:
         self._owners, self._weights = owners, weights
         self._reached: dict[int, int] = {}
-        self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         if shown and sys.stderr.isatty():
             from rich.progress import TaskProgressColumn
@@ -43,13 +41,6 @@ class Bars:
         if self._progress is not None:
             self._progress.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take an event.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flatwise.errors import UserError
-from flatwise.files import read_json, write_atomically
+from flatwise.files import make_folder, read_json, write_atomically
 from flatwise.lab.config import CompareConfig, config_from
 from flatwise.lab.curves import panels
 from flatwise.lab.folder import RunFolder
@@ -38,7 +38,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = make_page(entries, made=f"Made by flatwise {version('flatwise')} on {now}.")
     figures = page_path.parent / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    make_folder(figures)
     for name, content in page.figures.items():
         _write(figures / name, content)
     _write(page_path, page.html)

@@ -30,7 +30,8 @@ def save_weights(path: Path, model: nn.Module | Mapping[str, Tensor]) -> None:
     entries = model.state_dict() if isinstance(model, nn.Module) else model
     # Copied to the CPU and out of any larger storage that they are views of, which torch.save would write whole.
     state = {name: value.detach().cpu().clone() for name, value in entries.items()}
-    write_atomically(path, lambda file: torch.save(state, file))
+    # The result that is written after it says that the training is finished, and is durable too.
+    write_atomically(path, lambda file: torch.save(state, file), durable=True)
 
 
 def initial_model(config: CompareConfig, seed: int) -> nn.Module:

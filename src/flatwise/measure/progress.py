@@ -33,7 +33,20 @@ def announce(what: str, unit: str, seconds: float, usual: float, most: float) ->
         sys.stderr.write(f"{what}: {unit} takes {seconds:.2g} s; {needed}\n")
 
 
-class Bar:
+class Drawn:
+    """What draws while a block runs, where ``_progress`` is not None, and leaves the terminal as it was."""
+
+    _progress: Progress | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class Bar(Drawn):
     """Shows how much is done and how much time is left. Without rich, or off a terminal, it shows nothing.
 
     A bar inside another stands in its place while it is there: two displays would write over one another, and the
@@ -52,7 +65,6 @@ class Bar:
         self._label, self._total, self._done = label, total, 0.0
         self._shown = shown and sys.stderr.isatty()
         self._start = time.monotonic()
-        self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:

@@ -74,7 +74,11 @@ def main() -> None:
             course.LOOK_EVERY = 1
         Trainer.step = breaking_at(broken)  # type: ignore[method-assign]
         try:
-            result = train(TrainConfig(**settings), lambda record, stop=stop: record["epoch"] == stop)  # type: ignore[misc]
+            result = train(
+                TrainConfig(**settings),
+                lambda record, stop=stop: record["epoch"] == stop,  # type: ignore[misc]
+                on_notice=lambda text: print("notice:", text, flush=True),
+            )
             text = f"{result['processes']} {result['effective_m']}"
         except Broken:
             text = "broken off"

@@ -18,7 +18,7 @@ from flatwise.errors import CannotWriteError, TrainingError, UserError
 from flatwise.lab.train import TrainConfig, course, train
 from flatwise.lab.train import checkpoint as checkpoints
 from flatwise.lab.train.checkpoint import HEAD, Checkpoints
-from flatwise.lab.train.room import check_room
+from flatwise.lab.train.room import SPARE, check_room
 
 Tiny = Callable[..., TrainConfig]
 
@@ -205,6 +205,55 @@ def test_what_is_there_already_needs_no_room_again(tiny: Tiny, monkeypatch: pyte
     train(config)
     # A new checkpoint beside two, the weights, and those kept; then one checkpoint is there, and those of 0 and 1.
     assert asked == [3 + 1 + 3, 2 + 1 + 1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "fsam", "optimizer": "adamw", "ema": 0.8}, {"method": "gsam:alpha=0.4"}, {"method": "base"}]
+)
+def test_the_room_that_is_asked_for_is_enough(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(course, "check_room", lambda folder, sizes: asked.extend(sizes))
+    saved: list[int] = []
+    save = Checkpoints.save
+
+    def measured(files: Checkpoints, content: dict[str, Any]) -> None:
+        saved.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(content["state"])))
+        save(files, content)
+
+    monkeypatch.setattr(Checkpoints, "save", measured)
+    config = tiny(**settings)
+    train(config)
+    assert max(saved) <= asked[0] - SPARE + 1000  # the counts of steps, which AdamW has as tensors
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [tensor for entry in inside for tensor in tensors_in(entry)]
+
+
+def test_what_is_written_survives_a_loss_of_power(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is on the disk before it takes the place of another."""
+    import flatwise.files as files
+
+    flushed: set[int] = set()
+    replaced: dict[str, bool] = {}
+    flush, replace = os.fsync, os.replace
+
+    def flushing(number: int) -> None:
+        flush(number)
+        flushed.add(os.fstat(number).st_ino)
+
+    def replacing(source: Path, target: Path) -> None:
+        replaced[Path(target).name] = os.stat(source).st_ino in flushed
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", flushing)
+    monkeypatch.setattr(files.os, "replace", replacing)
+    train(tiny())
+    for name in ("checkpoint-0", "checkpoint-1", "weights.pt", "result.json"):
+        assert replaced[name], name
 
 
 LIMITED = """

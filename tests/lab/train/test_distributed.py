@@ -16,6 +16,7 @@ import torch
 from tests.lab.train import processes
 from tests.lab.train.test_resume import assert_alike, folder_of
 
+from flatwise.errors import UserError
 from flatwise.files import read_json
 from flatwise.lab.train import TrainConfig, train
 from flatwise.lab.train import network as networks
@@ -32,9 +33,9 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def launch(trainings: list[dict[str, Any]], environment: dict[str, str], processes: int = 2) -> list[str]:
-    """Train one after the other, each in two processes; returns what the first one says of each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+def launch(trainings: list[dict[str, Any]], environment: dict[str, str], word: str = "answer: ") -> list[str]:
+    """Train one after the other, each in two processes; returns what the first one says of each, or its notices."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                "-m", "tests.lab.train.processes", json.dumps(trainings)]  # fmt: skip
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), "."]))
     alone = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
@@ -42,7 +43,7 @@ def launch(trainings: list[dict[str, Any]], environment: dict[str, str], process
         command, capture_output=True, text=True, env={**os.environ, **alone, **environment}, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [line.removeprefix("answer: ") for line in done.stdout.splitlines() if line.startswith("answer: ")]
+    return [line.removeprefix(word) for line in done.stdout.splitlines() if line.startswith(word)]
 
 
 def state(config: TrainConfig, name: str = "weights.pt") -> dict[str, torch.Tensor]:
@@ -115,6 +116,33 @@ def test_local_perturbation_is_m_sharpness_in_one_process(tiny: Tiny, monkeypatc
     quarter = tiny("quarter", **EVERYTHING, m=4, seed=0)
     train(quarter)
     assert_close(quarter, half)
+
+
+def test_the_images_that_share_a_perturbation_are_said_at_the_start(tiny: Tiny) -> None:
+    cases: list[dict[str, Any]] = [{}, {"m": 4}, {"perturbation": "global"}]
+    said = launch([asdict(tiny(steps=1, **case)) for case in cases], {}, "notice: ")
+    assert said == [f"2 processes; {m} of the 16 images of a step share a perturbation" for m in (8, 4, 16)]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes meet on the accelerator here")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_without_an_accelerator_processes_meet_on_the_cpu(tiny: Tiny, kind: str) -> None:
+    """As torchrun and accelerate launch start them: nobody says that it is a CPU."""
+    environment = {"ACCELERATE_USE_CPU": "false", **(SHARDED if kind == "fsdp2" else {})}
+    assert launch([asdict(tiny(steps=1, perturbation="global"))], environment) == ["2 16"]
+
+
+def test_processes_that_do_not_meet_are_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate
+
+    class Alone:
+        def __init__(self, **_: Any) -> None:
+            self.num_processes, self.device = 1, torch.device("mps")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "Accelerator", Alone)
+    with pytest.raises(UserError, match="2 processes were started, and Accelerate lets 1 of them train together on mp"):
+        train(tiny())
 
 
 def test_what_several_processes_refuse(tiny: Tiny) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.lab.data_files import write_tree
 from tests.lab.train.test_resume import folder_of, numbers
 from torch import Tensor
 
@@ -91,6 +94,14 @@ with locked(Path({str(folder.path)!r})):
         with pytest.raises(UserError, match=f"another process .pid {holder.pid}. is writing"):
             train(config)
         holder.kill()
+
+
+def test_the_processes_that_read_images_end_with_the_epoch(tiny: Tiny, tmp_path: Path) -> None:
+    write_tree(tmp_path / "images", {"train": {"a": 8, "b": 8}, "test": {"a": 1}})
+    config = tiny(dataset=str(tmp_path / "images"), resolution=8, train_size=None, label_noise=0.0, batch_size=4)
+    left: list[int] = []
+    result = train(config, lambda record: left.append(len(multiprocessing.active_children())))
+    assert (left, result["steps"]) == ([0, 0], 6)
 
 
 def test_the_test_set_is_looked_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +219,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "adam"}, "did you mean 'adamw'"),
     ({"precision": "int8"}, "known: fp32, bf16, fp16"),
     ({"schedule": "step", "gamma": -0.1}, "--gamma must be a number of at least 0"),
+    ({"schedule": "step", "milestones": "60,120,160"}, "shares of the training, between 0 and 1, not '60,120,160'"),
+    ({"milestones": "0.5,half"}, "--milestones must be numbers"),
+    ({"momentum": 1.0}, "--momentum must be from 0 up to, not including, 1"),
     ({"keep_epochs": "1.5"}, "--keep-epochs must be whole numbers"),
     ({"keep_epochs": "inf"}, "--keep-epochs must be whole numbers"),
     ({"loader_workers": -1}, "--loader-workers must be"),
@@ -233,6 +247,23 @@ def test_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_trackers("tensorboard, wandb", notices.append) == ["tensorboard", "wandb"]
     assert usable_trackers("none", notices.append) == []
     assert len(notices) == 1
+
+
+def test_curves_for_tensorboard(tiny: Tiny) -> None:
+    pytest.importorskip("tensorboard", reason="needs flatwise[lab]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(tracker="tensorboard")
+    for fresh in (False, True):  # trained again, it is one curve, not two
+        result = train(replace(config, fresh=fresh))
+        curves = folder_of(config).curves
+        found = EventAccumulator(str(curves))
+        found.Reload()
+        for name in ("train_loss", "lr", "validation_accuracy"):
+            points = [(record["steps"], record[name]) for record in result["history"]]
+            drawn = [(scalar.step, scalar.value) for scalar in found.Scalars(name)]
+            assert drawn == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
+        assert len(list(curves.glob("events*"))) == 1
 
 
 def test_two_trainings_of_one_process_do_not_meet(tiny: Tiny) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flatwise.errors import CannotWriteError
-from flatwise.files import read_json, write_json
+from flatwise.files import make_folder, read_json, write_json
 from flatwise.lab.board.plan import Entry, Task, settings_of
 
 Result = dict[str, Any]
@@ -93,15 +92,9 @@ class Store:
             task: the task.
             name: the method, or ``"timing"``.
             content: what goes in.
-
-        Raises:
-            CannotWriteError: the place cannot be written.
         """
         path = self.path(task, name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(path.parent, error) from error
+        make_folder(path.parent)
         write_json(path, content)
 
     def _all(self, task: Task, method: str) -> list[Result]:

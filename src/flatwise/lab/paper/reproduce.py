@@ -10,6 +10,7 @@ import torch
 
 from flatwise.commands.flags import POSITIONAL
 from flatwise.errors import UnknownNameError, UserError
+from flatwise.files import make_folder
 from flatwise.lab.environment import cores, describe
 from flatwise.lab.paper.experiments import experiment, experiment_names
 from flatwise.lab.paper.figures import draw
@@ -138,7 +139,7 @@ def reproduce(study: Study, config: ReproduceConfig) -> Stored:
         "environment": describe(workers),
     }
     stored = Stored(record, about)
-    config.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(config.folder)
     write_record(config.folder / f"{study.name}.json", stored)
     draw(record, config.folder / f"{study.name}.png")
     return stored
@@ -157,7 +158,7 @@ def reproduce_full(config: ReproduceConfig) -> Grid:
     name = paper_name(config.table)
     wanted = trainings(name, config.row, config.seeds, Path(config.out) / "full", config.data_root)
     run_full(name, wanted, shown=not config.quiet)
-    config.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(config.folder)
     write_full(config.folder / f"full-{name}.json", name, wanted)
     return full_grid(name, wanted)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from flatwise.files import read_json, write_json
+from flatwise.files import make_folder, read_json, write_json
 from flatwise.lab.child import Event
 from flatwise.lab.paper.measures import measured
 from flatwise.lab.paper.protocol import Finished, Run, plan
@@ -90,7 +90,7 @@ def run_study(study: Study, place: Place, names: Sequence[str] = ()) -> Record:
     Returns:
         The record of all its trainings.
     """
-    place.trainings.mkdir(parents=True, exist_ok=True)
+    make_folder(place.trainings)
     with _Left(study, place, names) as left:
         while True:
             runs = place.plan(study, result_of, names)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from flatwise.lab.sweep.config import SweepConfig
+from flatwise.measure.progress import Drawn
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from rich.progress import Progress
 
 
-class Bars:
+class Bars(Drawn):
     """A bar of the trials, on standard error.
 
     Args:
@@ -27,7 +27,6 @@ class Bars:
         self._start = time.monotonic()
         self._before = self._done()
         self._epochs: dict[int, int] = {}
-        self._progress: Progress | None = None
         if not config.quiet and sys.stderr.isatty():
             self._progress = _progress()
             self._task = self._progress.add_task("sweep", total=config.trials, best="", left="")
@@ -38,13 +37,6 @@ class Bars:
             self._progress.start()
             self._show()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
 
     def __call__(self, event: str, number: int) -> None:
         """Take what happened.

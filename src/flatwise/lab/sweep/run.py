@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatwise.errors import CannotWriteError, UserError
-from flatwise.files import write_json
+from flatwise.errors import UserError
+from flatwise.files import make_folder, write_json
 from flatwise.lab.lock import locked
 from flatwise.lab.sweep.config import SweepConfig
 from flatwise.lab.sweep.crew import Crew, run_here
@@ -46,16 +46,12 @@ def sweep(config: SweepConfig) -> Sweep:
         What was found, over all calls and machines so far.
 
     Raises:
-        CannotWriteError: the place cannot be written.
         UserError: it was started with torchrun.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("a sweep trains each trial in one process: start it without torchrun, and see --workers")
     folder = Path(config.out) / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWriteError(folder, error) from error
+    make_folder(folder)
     with quiet_optuna(), locked(folder), answering(config.storage):
         if config.fresh or (config.storage is None and not (folder / JOURNAL).exists()):
             _clear(folder)  # trials of a study that is gone are nobody's

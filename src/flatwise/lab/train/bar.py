@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from flatwise.measure.progress import bars
+from flatwise.measure.progress import Drawn, bars
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 
-class StepBar:
+class StepBar(Drawn):
     """One bar over all steps, on standard error.
 
     Args:
@@ -21,7 +20,6 @@ class StepBar:
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
-        self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> StepBar:
@@ -32,13 +30,6 @@ class StepBar:
             self._progress = bars(TaskProgressColumn())
             self._progress.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
 
     def step(self, done: int, total: int) -> None:
         """Move the bar.

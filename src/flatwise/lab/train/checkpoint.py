@@ -66,7 +66,8 @@ class Checkpoints:
             file.seek(len(HEAD))
             file.write(body.digest.hexdigest().encode())
 
-        write_atomically(self._paths[self._next], write)
+        # Both files may be younger than what the disk has by itself: a loss of power must not take the two.
+        write_atomically(self._paths[self._next], write, durable=True)
         self._next = 1 - self._next
 
     def load(self) -> tuple[dict[str, Any] | None, list[str]]:

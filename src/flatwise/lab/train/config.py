@@ -146,7 +146,6 @@ class TrainConfig:
         for name in (
             "rho",
             "lr",
-            "momentum",
             "weight_decay",
             "clip",
             "gamma",
@@ -159,10 +158,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{flag(name)} must be a number of at least 0, not {value}")
-        for name in ("label_noise", "val_fraction", "label_smoothing", "ema"):
+        for name in ("label_noise", "val_fraction", "label_smoothing", "ema", "momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise UserError(f"{flag(name)} must be a share from 0 up to, not including, 1, not {value}")
+                raise UserError(f"{flag(name)} must be from 0 up to, not including, 1, not {value}")
         for word in self.augmentations:
             if word not in AUGMENTATIONS:
                 raise UnknownNameError("augmentation", word, ("none", *AUGMENTATIONS))
@@ -193,8 +192,18 @@ class TrainConfig:
 
     @property
     def fall(self) -> tuple[float, ...]:
-        """The shares of the training after which "step" lowers the learning rate."""
-        return tuple(_numbers("milestones", self.milestones))
+        """The shares of the training after which "step" lowers the learning rate.
+
+        Raises:
+            UserError: one is no share, such as the number of an epoch.
+        """
+        found = tuple(_numbers("milestones", self.milestones))
+        if not all(0 < share < 1 for share in found):
+            raise UserError(
+                f"--milestones must be shares of the training, between 0 and 1, not {self.milestones!r}: epoch 60 of "
+                "200 is 0.3"
+            )
+        return found
 
     def identity(self) -> str:
         """Compress everything that decides the numbers into one short word.

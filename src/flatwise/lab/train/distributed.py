@@ -169,9 +169,19 @@ def _accelerator(config: TrainConfig, trackers: list[str], project: str | None) 
         raise UserError("flatwise train needs Accelerate: pip install 'flatwise[lab]'") from error
     # Its state outlives it, and refuses another precision: two trainings in one process must not meet.
     AcceleratorState._reset_state()
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
-        mixed_precision=PRECISIONS[config.precision], log_with=trackers or None, project_dir=project
+        # Processes meet on a CPU only where Accelerate is told that it is one.
+        cpu=started > 1 and not torch.accelerator.is_available(),
+        mixed_precision=PRECISIONS[config.precision],
+        log_with=trackers or None,
+        project_dir=project,
     )
+    if accelerator.num_processes != started:
+        raise UserError(
+            f"{started} processes were started, and Accelerate lets {accelerator.num_processes} of them train "
+            f"together on {accelerator.device.type}: start them with ACCELERATE_USE_CPU=true, or start one"
+        )
     try:
         refuse_engine(accelerator)
     except ValueError as error:

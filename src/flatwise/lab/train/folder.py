@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatwise.errors import CannotWriteError
+from flatwise.files import make_folder
 from flatwise.lab.train.config import TrainConfig
+
+PROJECT = "flatwise"
+"""The name of the project for trackers."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class TrainFolder:
         return self.path / "weights.pt"
 
     @property
+    def curves(self) -> Path:
+        """TensorBoard's files, where Accelerate puts them."""
+        return self.path / PROJECT
+
+    @property
     def checkpoints(self) -> tuple[Path, Path]:
         """The two files that take turns in holding where the training stands."""
         return self.path / "checkpoint-0", self.path / "checkpoint-1"
@@ -73,18 +82,12 @@ class TrainFolder:
         return self.path / f"weights-epoch-{epoch}.pt"
 
     def create(self) -> None:
-        """Make the folder.
-
-        Raises:
-            CannotWriteError: the place cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(self.path, error) from error
+        """Make the folder."""
+        make_folder(self.path)
 
     def clear(self) -> None:
         """Remove what a training wrote, and nothing else."""
         kept = (self.config, self.environment, self.epochs, self.result, self.weights, *self.checkpoints)
         for path in (*kept, *self.path.glob("weights-epoch-*.pt")):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.curves, ignore_errors=True)  # else the old curve and the new one would be drawn as one

@@ -169,6 +169,8 @@ class Trainer:
         """Gather this process's share of a step's batch: images, and labels or a probability for each class."""
         images = next(self._images)
         labels = self.samples.labels[self._positions.pop(step)].to(self.world.device)
+        if not self._positions:
+            self._images = iter(())  # the processes that read images end with the epoch
         if self.config.mixup or self.config.cutmix:
             key = derive(self.config.seed, "mix", step, *self._rank)
             classes, mixup, cutmix = self.samples.classes, self.config.mixup, self.config.cutmix

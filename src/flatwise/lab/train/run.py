@@ -13,7 +13,7 @@ from flatwise.lab.lock import locked
 from flatwise.lab.train.config import TrainConfig
 from flatwise.lab.train.course import Course
 from flatwise.lab.train.distributed import World
-from flatwise.lab.train.folder import TrainFolder
+from flatwise.lab.train.folder import PROJECT, TrainFolder
 from flatwise.lab.train.loop import Trainer
 from flatwise.lab.train.optimizer import parse_train_method
 from flatwise.lab.train.outcome import describe_run, outcome
@@ -116,6 +116,11 @@ def _train(
     world.first(course.prepare)
     course.resume()
     described = describe_run(trainer)
+    if world.size > 1:  # what nobody asked for, and what decides the result: said before the hours, not after them
+        notice(
+            f"{world.size} processes; {trainer.effective_m} of the {trainer.batch_size} images of a step share a "
+            "perturbation"
+        )
 
     def write_settings() -> None:
         write_json(folder.config, {"config": asdict(config), **described})
@@ -152,4 +157,4 @@ def _train(
 def _start_trackers(trainer: Trainer) -> None:
     plain = {name: value if value is not None else "none" for name, value in asdict(trainer.config).items()}
     if trainer.world.accelerator.log_with:
-        trainer.world.accelerator.init_trackers("flatwise", config=plain)
+        trainer.world.accelerator.init_trackers(PROJECT, config=plain)

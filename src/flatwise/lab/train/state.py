@@ -64,7 +64,9 @@ def state_bytes(trainer: Trainer) -> tuple[int, int]:
 
     Returns:
         Bytes of the weights and buffers, and of everything that the next step depends on: two numbers beside each
-        weight, which is what the base optimizers and the methods remember at most, and the average.
+        weight, which is what a base optimizer remembers at most, what the method remembers, and the average.
     """
     model = sum(value.numel() * value.element_size() for value in trainer.module.state_dict().values())
-    return model, model * (3 if trainer.average is None else 4)
+    slots = (getattr(trainer.optimizer, name, None) for name in ("_ascent", "_descent"))
+    remembered = sum(len(getattr(getattr(slot, "direction", slot), "remembers", ())) for slot in slots)
+    return model, model * (3 + remembered + (trainer.average is not None))
