@@ -48,6 +48,7 @@ class StepRecord:
     _norm: Tensor | None = field(default=None, repr=False)
     _gradient_norm: Tensor | None = field(default=None, repr=False)
     _update_norm: Tensor | None = field(default=None, repr=False)
+    _turn: float = field(default=math.nan, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
     _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
@@ -74,6 +75,11 @@ class StepRecord:
         The L2 norm where a method climbs along an average; NaN where there was no first pass.
         """
         return _number(self._gradient_norm)
+
+    @property
+    def turn(self) -> float:
+        """Cosine between the gradients at w and at w + eps; NaN but in steps by which ``rho="auto"`` is set."""
+        return self._turn
 
     @property
     def update_norm(self) -> float:
