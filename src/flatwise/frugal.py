@@ -25,10 +25,7 @@ class Frugal(SAM):
         base_optimizer: SGD with momentum, one of the Adam family, or a list of such.
         total_steps: planned length of the training.
         rho: ``"auto"``, or an :class:`flatwise.AutoRadius` with other settings.
-        **options: further ones of :class:`flatwise.SAM`.
-
-    Raises:
-        ValueError: if the base has no momentum.
+        **options: further ones of :class:`flatwise.SAM`, which raises a ValueError if the base has no momentum.
     """
 
     def __init__(

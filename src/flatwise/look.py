@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
 from flatwise.batching import Batching
-from flatwise.directions import Gradient
 from flatwise.descent import Descent, KeepGraph, Late, second_order_term
+from flatwise.directions import Gradient
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
 from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm, reduced
@@ -140,7 +140,7 @@ class Look:
         """
         direction, self._away = self._ascent.direction, True
         if self._gauge is not None and not self.moved:
-            self._gauge.before(self._method.params())
+            self._gauge.before(self._method.params(), self._method.base)
         if self._method.descent.needs_clean and self._clean is None:
             self._clean = [_held(p.grad) for p in self._method.params()]
         if not self._method.arrives:

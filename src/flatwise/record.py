@@ -49,6 +49,7 @@ class StepRecord:
     _gradient_norm: Tensor | None = field(default=None, repr=False)
     _update_norm: Tensor | None = field(default=None, repr=False)
     _turn: float = field(default=math.nan, repr=False)
+    _drag: float = field(default=math.nan, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
     _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
@@ -80,6 +81,11 @@ class StepRecord:
     def turn(self) -> float:
         """Cosine between the gradients at w and at w + eps; NaN but in steps by which ``rho="auto"`` is set."""
         return self._turn
+
+    @property
+    def drag(self) -> float:
+        """Cosine between the gradient at w and the base's momentum; NaN but in steps by which ``rho="auto"`` is set."""
+        return self._drag
 
     @property
     def update_norm(self) -> float:

@@ -21,7 +21,7 @@ from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import STEP, Memory
 from flatwise.parallel import Ranks, SyncAscent, ranks
-from flatwise.radius import LOOKS, AutoRadius, Gauge
+from flatwise.radius import DRAG, LOOKS, AutoRadius, Gauge, Seen, first_looks
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule
@@ -225,23 +225,20 @@ class Wired(Optimizer):
 
     def _end_look(self, gauge: Gauge) -> None:
         """Set the radii by what a look has shown, unless its update is withheld."""
-        self._gauge = None
-        if self._auto is None or self.last._finite is False:
+        auto, self._gauge = self._auto, None
+        if auto is None or self.last._finite is False:
             return
-        self.last._turn = turn = gauge.turn()
-        group = self.param_groups[0]
-        seen = int(group.get(LOOKS, 0))
-        factor = self._auto.factor(
-            turn,
-            self._rise(),
-            seen=seen,
-            one_pass=self._method.one_pass,
-            total_steps=self._schedule.total_steps,
-        )
-        group[LOOKS] = seen + 1
+        record, one_pass, number = self.last, self._method.one_pass, self.param_groups[0]
+        record._turn, record._drag = gauge.turn(), gauge.drag()
+        drag = auto.smoothed(number.get(DRAG), record._drag)
+        seen, looks = Seen(record._turn, self._rise(), drag), int(number.get(LOOKS, 0))
+        number.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
+        settled = looks >= first_looks(one_pass=one_pass, total_steps=self._schedule.total_steps)
         for group, fixed in zip(self.param_groups, self._fixed, strict=True):
             if not fixed:
-                group[self._rho_key] = checked_radius(group[self._rho_key] * factor)
+                group[self._rho_key] = auto.next(
+                    group[self._rho_key], seen, first=self._default_rho, settled=settled, one_pass=one_pass
+                )
 
     def _rise(self) -> float:
         """Return the relative rise of the loss in this step, over all ranks; NaN where it is not known."""
