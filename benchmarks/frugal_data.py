@@ -107,10 +107,10 @@ def _images(name: str, halved: bool) -> ImageData:
 
 @dataclass(frozen=True)
 class FineTune:
-    """``cnn-small`` learns the odd classes of Fashion-MNIST (14 × 14 pixels), then with a new last layer the even
-    ones from few images.
+    """``cnn-small`` learns the odd classes of Fashion-MNIST, then with a new last layer the even ones from few images.
 
-    The first training is part of the seed: it is made anew, always the same, once in each process.
+    A pixel is the mean of 2 × 2. The first training is part of the seed: it is made anew, always the same, once in
+    each process.
     """
 
     size: int = 500
@@ -158,7 +158,7 @@ def _pretrained(seed: int, size: int, epochs: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Chars:
-    """A small transformer predicts the next character of the standard library's sources; its score is minus the loss."""
+    """A small transformer predicts the next character of the standard library's sources; scored by minus its loss."""
 
     context: int = 32
     width: int = 32

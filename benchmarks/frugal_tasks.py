@@ -26,7 +26,7 @@ from flatwise.seeds import stream
 from frugal_data import Chars, FineTune, Images, Material, cross_entropy, text_digest
 
 if TYPE_CHECKING:
-    from frugal_contestants import Contestant
+    from frugal_contestants import Contestant, Plain
 
 Batch = tuple[Tensor, Tensor]
 
@@ -65,21 +65,26 @@ class Training:
     """
 
     def __init__(self, task: Task, contestant: Contestant, seed: int, steps: int | None = None) -> None:
-        self.task, self.seed = task, seed
+        self.task, self.seed, self.who = task, seed, contestant
         self.material: Material = task.build(seed)
         count = len(self.material.labels)
         self.batch_size = min(task.batch_size, count)
         self.steps_per_epoch = count // self.batch_size
         self.total_steps = steps or task.epochs * contestant.longer * self.steps_per_epoch
         self.warmup_steps = math.ceil(task.warmup * self.total_steps)
-        model = self.material.model
-        model.train()
-        self.base = task.base(model)
-        self.contestant = contestant.begin(
-            Setting(model, self.base, self.loss, self.total_steps, self.warmup_steps, self.batch_size, count)
-        )
+        self.material.model.train()
+        self.base = task.base(self.material.model)
         self.step_number = 0
         self._batches = self.batches()
+
+    @cached_property
+    def contestant(self) -> Plain:
+        """What makes the steps; it begins when it is first asked for."""
+        count = len(self.material.labels)
+        setting = Setting(
+            self.material.model, self.base, self.loss, self.total_steps, self.warmup_steps, self.batch_size, count
+        )
+        return self.who.begin(setting)
 
     def loss(self, batch: Batch, reduction: str = "mean") -> Tensor:
         """Return the loss of a batch."""
@@ -202,8 +207,8 @@ _ROWS = (
     _adamw("chars", "development", Chars(), 3, 3e-3, batch_size=32, warmup=0.1, digits=4),
     Task("digits-resnet-long", "held-out", Images("digits", "resnet8"), 30),
     Task("fashion-noise20-plain", "held-out", _fashion("cnn-plain", 5000, 0.2), 15),
-    Task("fashion-long", "held-out", _fashion("cnn-small", 3000), 40),
-    _adamw("vit-adamw", "held-out", _fashion("vit", 3000), 12, 2e-3, warmup=0.1),
+    Task("fashion-long", "held-out", _fashion("cnn-small", 2000), 40),
+    _adamw("vit-adamw", "held-out", _fashion("vit", 3000), 10, 2e-3, warmup=0.1),
     Task("finetune", "held-out", FineTune(), 15, rate=0.01, batch_size=32),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
