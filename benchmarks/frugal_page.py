@@ -129,6 +129,14 @@ def fill(path: Path, records: Sequence[Record], contestants: Sequence[str]) -> N
     path.write_text(filled(page, markdown(records, contestants)), "utf-8")
 
 
+def reach(gains: Sequence[Estimate]) -> tuple[float, float]:
+    """Choose the ends of an axis: 0 and all means are on it, and of the intervals what does not dwarf them."""
+    means = [0.0, *(gain.mean for gain in gains)]
+    room = max(means) - min(means) or 1.0
+    widest = min(max(gain.ci95 or 0.0 for gain in gains), room)
+    return min(means) - widest - 0.05 * room, max(means) + widest + 0.05 * room
+
+
 def draw(path: Path, records: Sequence[Record]) -> None:
     """Draw the gains of the main contestants, and of the best SAM, task by task.
 
@@ -156,10 +164,9 @@ def draw(path: Path, records: Sequence[Record]) -> None:
             colour = {"better": "#1a7f37", "worse": "#c62828", "open": "#666666"}[gained.verdict]
             axis.errorbar(gained.difference.mean, order.index(name), xerr=gained.difference.ci95, fmt="o",
                           color=colour, capsize=3, markersize=5)  # fmt: skip
-        reach = [abs(g.difference.mean) for g in gains.values()]
-        # An interval from two seeds may be far wider than all gains: the axis follows the means.
-        limit = 1.6 * max(reach) + 1e-9
-        axis.set_xlim(-limit, limit)
+        if found.best is not None and found.best.gain.verdict == "better":
+            axis.axvline(0.95 * found.best.gain.difference.mean, color="#1f5fb0", linewidth=0.8, linestyle="--")
+        axis.set_xlim(*reach([g.difference for g in gains.values()]))
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(f"{task.name}\n({task.half})", fontsize=9)
         axis.set_ylim(len(order) - 0.5, -0.5)
@@ -169,7 +176,10 @@ def draw(path: Path, records: Sequence[Record]) -> None:
         axis.set_xlabel("nats" if task.unit == "minus nats" else "points of accuracy", fontsize=8)
     for axis in list(axes.flat)[len(judged) :]:
         axis.set_visible(False)
-    figure.suptitle("Gain over the base optimizer: mean and 95 % interval over paired seeds", fontsize=10)
+    figure.suptitle(
+        "Gain over the base optimizer: mean and 95 % interval over paired seeds. Dashed: 95 % of a sure best SAM's",
+        fontsize=10,
+    )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

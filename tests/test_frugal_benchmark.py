@@ -294,3 +294,21 @@ def test_the_page_keeps_what_is_around_the_tables(bench: Any, tmp_path: Path) ->
         bench.page.filled("nothing", "new")
     bench.page.draw(tmp_path / "gains.png", [full(bench, tmp_path, late=[2.0, 12.5, 23.0])])
     assert 0 < (tmp_path / "gains.png").stat().st_size < 200_000
+
+
+def test_the_axis_holds_the_means_and_no_huge_interval(bench: Any) -> None:
+    estimate = importlib.import_module("flatwise.lab.statistics").Estimate
+    low, high = bench.page.reach([estimate([], 4.0, 1.0), estimate([], 2.0, None)])
+    assert (low, high) == (pytest.approx(-1.2), pytest.approx(5.2))
+    low, high = bench.page.reach([estimate([], 4.0, 100.0)])
+    assert (low, high) == (pytest.approx(-4.2), pytest.approx(8.2))
+
+
+def test_the_page_holds_what_the_records_give(bench: Any) -> None:
+    """Of the first half while a rule is being made, of both in the end."""
+    if not bench.main.PAGE.exists() or bench.page.BEGIN not in bench.main.PAGE.read_text("utf-8"):
+        pytest.skip("the page is not written yet")
+    page, names = bench.main.PAGE.read_text("utf-8"), list(bench.contestants.CONTESTANTS)
+    halves = [[bench.records.Record(bench.tasks.TASKS[task]) for task in bench.tasks.of_half(half)]
+              for half in ("development", "all")]  # fmt: skip
+    assert page in [bench.page.filled(page, bench.page.markdown(records, names)) for records in halves]
