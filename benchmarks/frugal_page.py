@@ -16,7 +16,7 @@ from frugal_tasks import HALVES
 
 BEGIN, END = "<!-- benchmark: written by benchmarks/frugal.py --page -->", "<!-- end of the benchmark -->"
 DRAWN = ("frugal", "sam auto", "msam auto", "sam 0.05", "msam", "looksam", "late", "temperon", "base 2x", "ema")
-HEAD = ("contestant", "minus the base", "", "of SAM's gain", "time", "memory")
+HEAD = ("contestant", "seeds", "minus the base", "", "of SAM's gain", "time", "memory")
 TITLES = {"development": "The tasks on which the rule was made", "held-out": "The tasks that were set aside"}
 
 
@@ -32,8 +32,7 @@ def cells(name: str, row: Judged, digits: int) -> tuple[str, ...]:
         share = f"{100 * row.share.value:.0f} % ({100 * row.share.low:.0f} to {100 * row.share.high:.0f})"
     time = "" if row.time is None else f"{row.time:.2f}"
     memory = "" if row.memory is None else f"{row.memory:.2f}"
-    seeds = "" if row.gain.seeds == 5 else f" (n = {row.gain.seeds})"
-    return name, _number(row.gain.difference, digits) + seeds, row.gain.verdict, share, time, memory
+    return name, str(row.gain.seeds), _number(row.gain.difference, digits), row.gain.verdict, share, time, memory
 
 
 def words(record: Record, found: Judgement) -> str:
@@ -62,7 +61,7 @@ def show(records: Sequence[Record], contestants: Sequence[str]) -> None:
         found = judge(record, contestants)
         table = Table(title=record.task.name, caption=words(record, found), title_justify="left")
         for number, head in enumerate(HEAD):
-            table.add_column(head or "verdict", justify="left" if number in (0, 2) else "right")
+            table.add_column(head or "verdict", justify="left" if number in (0, 3) else "right")
         for name, row in found.rows.items():
             table.add_row(*cells(name, row, record.task.digits), style=colours[row.gain.verdict])
         console.print(table)

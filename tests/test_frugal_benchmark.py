@@ -277,7 +277,7 @@ def test_tables(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     record = full(bench, tmp_path, late=[2.0, 12.5, 23.0])
     record.add_cost({"late": {"time": 1.124, "memory": 1.0}})
     text = bench.page.markdown([record], ["base", "sam 0.1", "late"])
-    assert "| late | +2.50 ± 1.24 (n = 3) | better | 50 % (50 to 50) | 1.12 | 1.00 |" in text
+    assert "| late | 3 | +2.50 ± 1.24 | better | 50 % (50 to 50) | 1.12 | 1.00 |" in text
     assert "Best SAM of the grid: 0.1, +5.00 ± 2.48 (a sure gain)" in text
     assert "| late | 1 | 0 | 0 | 50 % | 1.12 | 1.00 |" in text
     assert "set aside" not in text
