@@ -67,7 +67,7 @@ class Averaged(Plain):
 
 
 def ema_decay(total_steps: int) -> float:
-    """Let the average reach over about 2 % of the training: 0.99 up to 5,000 steps, 0.999 from 50,000."""
+    """Return 0.99 up to 5,000 steps, as all tasks here have, and 0.999 from 50,000."""
     return min(0.999, max(0.99, 1 - 50 / total_steps))
 
 
