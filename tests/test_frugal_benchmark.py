@@ -223,6 +223,14 @@ def test_one_seed_is_no_judgement(bench: Any, tmp_path: Path) -> None:
     assert (found.rows, found.best) == ({}, None)
 
 
+def test_an_interval_without_a_width_is_open(bench: Any) -> None:
+    """Each seed loses one of 360 images; the scores are rounded."""
+    base = {0: 98.05556, 1: 98.33333, 2: 97.5}
+    found = bench.judge.gain({0: 97.77778, 1: 98.05556, 2: 97.22222}, base)
+    assert (found.verdict, round(found.difference.mean, 3)) == ("open", -0.278)
+    assert bench.judge.gain({0: 97.7, 1: 98.0, 2: 97.2}, base).verdict == "worse"
+
+
 # Time and memory
 
 
