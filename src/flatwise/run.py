@@ -300,6 +300,7 @@ class Run:
             raise RuntimeError(
                 "the closure left no gradients in its second run: it must call loss.backward() each time"
             )
+        look.compare()
         look.undo()
         if method.descent.adds_term:
             look.add_second_order(ascend)
