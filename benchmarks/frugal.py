@@ -25,7 +25,7 @@ from typing import Any
 
 from flatwise.errors import UserError
 from flatwise.measure.progress import Bar
-from frugal_contestants import CONTESTANTS
+from frugal_contestants import CONTESTANTS, USUAL
 from frugal_cost import measure
 from frugal_page import draw, fill, show
 from frugal_records import FOLDER, ROOT, Record
@@ -105,7 +105,7 @@ def _present(names: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", help="default: those of the half")
-    parser.add_argument("--contestants", help="default: all")
+    parser.add_argument("--contestants", help="default: all but the ablations")
     parser.add_argument("--half", choices=(*HALVES, "all"), default="development")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--forget", help="take these contestants out of the records of the half")
     options = parser.parse_args()
     tasks = _listed(options.tasks, TASKS, of_half(options.half), parser)
-    contestants = _listed(options.contestants, CONTESTANTS, list(CONTESTANTS), parser)
+    contestants = _listed(options.contestants, CONTESTANTS, USUAL, parser)
     records = [Record(TASKS[task], options.records) for task in tasks]
     try:
         if options.forget:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from flatwise import AutoRadius
 from flatwise.lab.methods import Method, wrap
 from frugal_tasks import Batch, Setting
 
@@ -76,6 +77,9 @@ class Wrapped(Plain):
 
     def __init__(self, setting: Setting, variant: str, options: Mapping[str, Any]) -> None:
         super().__init__(setting)
+        options = dict(options)
+        if "auto" in options:
+            options["rho"] = AutoRadius(**options.pop("auto"))
         self.optimizer = wrap(
             Method(variant, variant, options),
             setting.base,
@@ -184,6 +188,14 @@ _ROWS = (
     Contestant("temperon", "temperon"),
     Contestant("frugal", "frugal"),
     Contestant("sam auto", "sam", {"rho": "auto"}),
-    Contestant("msam auto", "msam", {"rho": "auto"}),
 )
-CONTESTANTS: dict[str, Contestant] = {row.name: row for row in _ROWS}
+_ABLATIONS = (
+    Contestant("no turn", "frugal", {"auto": {"turn": 1e-6}}),
+    Contestant("no rise", "frugal", {"auto": {"rise": 1e9}}),
+    Contestant("no drag", "frugal", {"auto": {"drag": 1e9}}),
+    Contestant("falls as it rises", "frugal", {"auto": {"down": 1.0, "slow": 1.0}}),
+    Contestant("begins at 3", "frugal", {"auto": {"start": 0.5}}),
+)
+CONTESTANTS: dict[str, Contestant] = {row.name: row for row in (*_ROWS, *_ABLATIONS)}
+USUAL, ABLATIONS = [row.name for row in _ROWS], [row.name for row in _ABLATIONS]
+"""Those that take part where no others are named, and ``frugal`` without one of its parts."""

@@ -15,7 +15,7 @@ from frugal_records import Record
 from frugal_tasks import HALVES
 
 BEGIN, END = "<!-- benchmark: written by benchmarks/frugal.py --page -->", "<!-- end of the benchmark -->"
-DRAWN = ("frugal", "sam auto", "msam auto", "sam 0.05", "msam", "looksam", "late", "temperon", "base 2x", "ema")
+DRAWN = ("frugal", "sam auto", "sam 0.05", "msam", "looksam", "late", "temperon", "base 2x", "ema")
 HEAD = ("contestant", "seeds", "minus the base", "", "of SAM's gain", "time", "memory")
 TITLES = {"development": "The tasks on which the rule was made", "held-out": "The tasks that were set aside"}
 

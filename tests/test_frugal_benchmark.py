@@ -147,7 +147,7 @@ def test_every_contestant_takes_part_or_says_why(bench: Any) -> None:
         if reason is None:
             assert math.isfinite(task.train(who, 0, steps=3)["score"])
         else:
-            assert who.name in {"frugal", "sam auto", "msam auto", "temperon"}
+            assert who.name in {"frugal", "sam auto", "temperon"}
     assert bench.contestants.Contestant("x", "no such").missing().startswith("unknown method 'no such'")
 
 

@@ -137,7 +137,7 @@ class AutoRadius:
         """Average the drag over looks.
 
         Args:
-            known: the average so far; None before the first look.
+            known: the average so far; None before the first look. It begins at 0, so that one look alone says little.
             drag: of this look; NaN where it has none.
 
         Returns:
@@ -145,7 +145,7 @@ class AutoRadius:
         """
         if math.isnan(drag):
             return known
-        return drag if known is None else self.memory * known + (1 - self.memory) * drag
+        return self.memory * (known or 0.0) + (1 - self.memory) * drag
 
     def next(self, radius: float, seen: Seen, *, first: float, settled: bool, one_pass: bool) -> float:
         """Return the radius after a look.
