@@ -110,7 +110,7 @@ def test_how_many_first_looks() -> None:
 
 def test_the_drag_is_averaged() -> None:
     rule = AutoRadius()
-    assert rule.smoothed(None, 0.4) == 0.4
+    assert rule.smoothed(None, 0.4) == pytest.approx(0.1)
     assert rule.smoothed(0.4, 0.8) == pytest.approx(0.75 * 0.4 + 0.25 * 0.8)
     assert rule.smoothed(0.4, NAN) == 0.4
     assert rule.smoothed(None, NAN) is None

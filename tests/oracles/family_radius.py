@@ -3,7 +3,7 @@
 The form is that of ``family_ascent``. A step that looks has g = grad L(w), g' = grad L(w + eps), the losses l and l',
 and the base's momentum v:
 
-    turn = <g, g'> / (||g|| ||g'||), rise = (l' - l) / l, drag = <g, v> / (||g|| ||v||)
+    turn = <g, g'> / (||g|| ||g'||), rise = (l' - l) / l, drag <- 3/4 drag + 1/4 <g, v> / (||g|| ||v||)
     q = min(arccos(turn*) / arccos(turn), rise* / rise, drag* / drag where drag > drag*)
     rho <- max(rho_0 / 8, rho clip(q^k, 1/2, 2))
 """
@@ -27,7 +27,7 @@ class Rho:
         self.first_looks, self.every, self.up = first_looks, every, up
         self.turn, self.rise, self.drag, self.down, self.slow, self.memory = turn, rise, drag, down, slow, memory
         self.steps = self.looks = 0
-        self.average = None
+        self.average = 0.0
 
     def step(self):
         """Count a step; does it look?"""
@@ -39,13 +39,11 @@ class Rho:
     def seen(self, g, g_prime, loss, loss_prime, v):
         turn, rise = cosine(g, g_prime), (loss_prime - loss) / loss
         if v is not None:
-            drag = cosine(g, v)
-            a = self.memory
-            self.average = drag if self.average is None else a * self.average + (1 - a) * drag
+            self.average = self.memory * self.average + (1 - self.memory) * cosine(g, v)
         q = math.acos(self.turn) / math.acos(turn)
         if rise > 0:
             q = min(q, self.rise / rise)
-        same_way = self.average is not None and self.average > self.drag
+        same_way = self.average > self.drag
         if same_way:
             q = min(q, self.drag / self.average)
         if self.looks < self.first_looks:
