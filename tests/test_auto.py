@@ -266,7 +266,7 @@ def test_steps_that_the_schedule_leaves_out_do_not_look(options: dict[str, Any])
     for step in range(40):
         train(model, opt, [step])
         looks = opt.last.active and perturbed % 2 == 1
-        assert not math.isnan(opt.last.turn) == looks
+        assert math.isnan(opt.last.turn) != looks
         perturbed += opt.last.active
     assert counts(opt)[:2] == [perturbed, perturbed // 2]
     assert 0 < perturbed < 40

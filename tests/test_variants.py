@@ -32,7 +32,8 @@ from flatwise import (
 
 PASSES = {
     "every-k": 12, "late": 11, "quarter": 12.5, "multi-step": 30, "second-order": 30, "looksam": 12, "warmup-off": 17,
-    "frugal": 15, "bernoulli": 16, "k-sam": 10, "esam-sds": 15, "msam": 10, "adaptive-msam": 10, "stale": 10, "random": 10,
+    "bernoulli": 16, "k-sam": 10, "esam-sds": 15, "msam": 10, "adaptive-msam": 10, "stale": 10, "random": 10,
+    "frugal": 15,
 }  # fmt: skip
 
 

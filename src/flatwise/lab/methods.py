@@ -134,11 +134,23 @@ def parse_method(
 def _default_rho(variant: str, config: CompareConfig) -> float | str:
     if config.rho is not None:
         return config.rho
-    if "rho" in flatwise.variant_info(variant).options:
-        return flatwise.variant_info(variant).options["rho"]
     if (config.dataset, config.model) == ("digits", "cnn-small") and variant in DEFAULT_NETWORK_RHO:
         return DEFAULT_NETWORK_RHO[variant]
-    return flatwise.variant_info(variant).rho
+    return default_rho(variant)
+
+
+def default_rho(variant: str) -> float | str:
+    """Return the radius of a method where nothing else is said.
+
+    Args:
+        variant: the core's name of the method.
+
+    Returns:
+        The radius, or ``"auto"`` where it sets itself.
+    """
+    row = flatwise.variant_info(variant)
+    auto: float | str = row.options.get("rho", row.rho)
+    return auto
 
 
 def _assignment(part: str, text: str) -> tuple[str, Any]:
