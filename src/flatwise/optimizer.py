@@ -156,7 +156,7 @@ class SAM(Outside):
         if self._auto and sync_ascent not in (None, True):
             raise ValueError(
                 f"rho='auto' measures the perturbation that all ranks share, which sync_ascent={sync_ascent!r} keeps "
-                "apart on every rank: use sync_ascent=True"
+                "apart on every rank. Use sync_ascent=True"
             )
         if self._descent.needs_output and model is None:
             raise ValueError("a functional gradient replaces the gradient of the model's output: pass model=model")

@@ -280,10 +280,10 @@ def _mean(cosines: Sequence[Tensor]) -> float:
 
 
 def momentum_of(base: Optimizer, param: Tensor) -> Tensor | None:
-    """Return the running average of gradients that a base optimizer keeps, where it does."""
+    """Return the running average of gradients that a base optimizer keeps, where it is shaped as the weight is."""
     state = base.state.get(param) or {}
     value = state.get("momentum_buffer", state.get("exp_avg"))
-    return value if isinstance(value, Tensor) and value.numel() else None
+    return value if isinstance(value, Tensor) and value.numel() and value.shape == param.shape else None
 
 
 def _sample(param: Tensor, grad: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import STEP, Memory
 from flatwise.parallel import Ranks, SyncAscent, ranks
-from flatwise.radius import DRAG, LOOKS, AutoRadius, Gauge, Seen, first_looks
+from flatwise.radius import DRAG, LOOKS, STEPS, AutoRadius, Gauge, Seen, first_looks
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule
@@ -215,6 +215,8 @@ class Wired(Optimizer):
             )
             self._guard.settle(self.last._finite)
             self._scaling.end()
+            if self.last._reason == "schedule":  # which decided by the gradient: not a perturbed step
+                self._memory.numbers.pop(STEPS, None)
             self._memory.settle(self.param_groups[0], self.last._finite)
             if self._gauge is not None:
                 self._end_look(self._gauge)
@@ -226,7 +228,7 @@ class Wired(Optimizer):
     def _end_look(self, gauge: Gauge) -> None:
         """Set the radii by what a look has shown, unless its update is withheld."""
         auto, self._gauge = self._auto, None
-        if auto is None or self.last._finite is False:
+        if auto is None or not self.last.updated or self.last._reason == "schedule":
             return
         record, one_pass, number = self.last, self._method.one_pass, self.param_groups[0]
         record._turn, record._drag = gauge.turn(), gauge.drag()
@@ -235,7 +237,7 @@ class Wired(Optimizer):
         number.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
         settled = looks >= first_looks(one_pass=one_pass, total_steps=self._schedule.total_steps)
         for group, fixed in zip(self.param_groups, self._fixed, strict=True):
-            if not fixed:
+            if not fixed and group[self._rho_key] > 0:  # where it is 0, somebody has turned it off
                 group[self._rho_key] = auto.next(
                     group[self._rho_key], seen, first=self._default_rho, settled=settled, one_pass=one_pass
                 )
