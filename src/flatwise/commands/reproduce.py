@@ -42,7 +42,7 @@ def run(config: ReproduceConfig) -> int:
     from flatwise.lab.paper.reproduce import SPECTRA_NAME, listing, reproduce, reproduce_full, studies_of, write_page
     from flatwise.lab.paper.show import print_grid, show, show_spectra
     from flatwise.lab.paper.spectra import run_spectra
-    from flatwise.lab.table import console_for
+    from flatwise.lab.table import console_for, print_sentences
 
     console = console_for(sys.stdout)
     if config.page:
@@ -52,7 +52,9 @@ def run(config: ReproduceConfig) -> int:
         console.print(listing(config), markup=False, soft_wrap=True)
         return 0
     if config.scale == "full":
-        print_grid(reproduce_full(config), console)
+        grid, said = reproduce_full(config)
+        print_grid(grid, console)
+        print_sentences(said, console)
         return 0
     if config.table == SPECTRA_NAME:
         show_spectra(run_spectra(config.workers or cores()), console)

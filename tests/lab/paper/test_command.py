@@ -28,6 +28,7 @@ SMALL = Study("table4", "Label noise", "Table 4", ROWS,
         ([], "name a study (table4"),
         (["tabel4"], "did you mean 'table4'"),
         (["table4", "--seeds", "0"], "must be at least 1"),
+        (["table4", "--tune"], "--tune goes with --scale full"),
         (["table4", "--sed", "3"], "did you mean '--seeds'"),
     ],
 )

@@ -10,7 +10,9 @@ from tests.lab.paper.made_up import TINY
 from torch import nn
 from torch.nn import functional
 
-from flatwise.lab.paper.measures import by_epoch, by_size, by_steps, cosine_of_updates
+from flatwise import measure
+from flatwise.lab.paper.measures import by_epoch, by_size, by_spectrum, by_steps, cosine_of_updates, loss_fn
+from flatwise.lab.paper.trained import load_trained
 from flatwise.lab.train import TrainConfig, train
 
 
@@ -92,3 +94,16 @@ def test_the_cosine_over_training_and_kept_weights_that_are_made_again(tmp_path:
         path.unlink()
     assert by_epoch(config) == values
     assert by_epoch(trained(tmp_path, method="base", keep_epochs="1")) == {}
+
+
+def test_the_spectrum_of_each_kept_epoch(tmp_path: Path) -> None:
+    config = trained(tmp_path, method="sam", rho=0.1, keep_epochs="1,4", epochs=4)
+    values = by_spectrum(config)
+    assert set(values) == {"largest_1", "ratio_1", "largest_4", "ratio_4"}
+    assert values["largest_1"] != values["largest_4"]
+    assert min(values["ratio_1"], values["ratio_4"]) >= 1.0
+    last = load_trained(config)
+    (top,) = measure.hessian_eigenvalues(
+        last.model, loss_fn, last.batches(64, 8), 1, which="largest", progress=False
+    ).values
+    assert values["largest_4"] == pytest.approx(top, rel=1e-2)

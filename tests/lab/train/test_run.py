@@ -51,9 +51,13 @@ def test_what_a_training_leaves(tiny: Tiny) -> None:
     model.load_state_dict(end)
     model.eval()
     with torch.no_grad():
-        right = model(samples.plain("test", torch.arange(359))).argmax(1) == samples.labels_of("test")
+        logits, labels = model(samples.plain("test", torch.arange(359))), samples.labels_of("test")
+        right = logits.argmax(1) == labels
+        above = (logits > logits.gather(1, labels[:, None])).sum(1)
         guesses = model(samples.plain("training", torch.arange(65))).argmax(1)
     assert result["test_accuracy"] == int(right.sum()) / 359
+    assert result["test_top5_accuracy"] == int((above < 5).sum()) / 359
+    assert result["test_accuracy"] < result["test_top5_accuracy"] < 1
     assert result["train_accuracy"] == int((guesses == samples.labels).sum()) / 65
     wrong = samples.labels != samples.true_labels
     assert (result["wrong_labels"], result["noise"]["wrong"]) == (16, 16)

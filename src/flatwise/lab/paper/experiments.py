@@ -20,6 +20,8 @@ WRN_28_10_SIZE = 36_479_194
 """Weights of WRN-28-10 for ten classes, which turn the length of a Gaussian direction into a deviation per weight."""
 FIGURE_6_RHOS = tuple(10.0**power for power in range(-6, 4))
 FIGURE_3_RHOS = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
+FIGURE_4_EPOCHS = "1,25,50,75,100,125,150,175"
+"""Epochs, beside the last, after which the cosine between the two updates is measured."""
 Roles = dict[str, TrainConfig]
 
 
@@ -185,7 +187,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "m": Experiment(("1", "4", "16", "64", "256", "sgd"), tuple(f"{rho:g}" for rho in FIGURE_3_RHOS), _m),
     "c4": Experiment(
         ("sam", "second-order", "sgd"), ("cifar10",),
-        lambda row, cell: _one(f"{cell}-wrn40-2-{row}", "base" if row == "sgd" else row),
+        lambda row, cell: _one(
+            f"{cell}-wrn40-2-{row}", "base" if row == "sgd" else row, keep_epochs=FIGURE_4_EPOCHS
+        ),
     ),
     "c5": Experiment(("p2", "pinf", "random"), tuple(f"{rho:g}" for rho in FIGURE_6_RHOS), _norms),
     "late": Experiment(tuple(_LATE), _CIFAR, _method(_LATE)),

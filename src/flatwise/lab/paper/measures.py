@@ -141,6 +141,29 @@ def by_epoch(config: TrainConfig) -> Values:
     return {**{f"cosine_{epoch}": value for epoch, value in cosines.items()}, **summary}
 
 
+def by_spectrum(config: TrainConfig) -> Values:
+    """Measure the largest eigenvalue of the Hessian and its ratio to the fifth, over training.
+
+    Args:
+        config: of the training, which kept its weights after several epochs.
+
+    Returns:
+        Both after each kept epoch, on eight batches of training images.
+    """
+    _keep_weights(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    values = {}
+    for epoch in config.kept_epochs:
+        trained = load_trained(config, epoch)
+        batches = [(x.to(device), y.to(device)) for x, y in trained.batches(config.batch_size, BATCHES)]
+        found = measure.hessian_eigenvalues(
+            trained.model.to(device), loss_fn, batches, 5, which="largest", progress=False
+        ).values
+        values[f"largest_{epoch}"] = float(found[0])
+        values[f"ratio_{epoch}"] = float(found[0] / found[4])
+    return values
+
+
 def _keep_weights(config: TrainConfig) -> None:
     """Train again, to the same bits, where the first time no weights were kept between the epochs."""
     folder = TrainFolder.of(config)
@@ -191,6 +214,7 @@ MEASURES: Mapping[str, Callable[[TrainConfig], Values]] = {
     "by-steps": by_steps,
     "by-size": by_size,
     "by-epoch": by_epoch,
+    "by-spectrum": by_spectrum,
 }
 
 __all__ = ["MEASURES", "Trained", "cosine_of_updates", "measure_trained", "measured"]

@@ -130,6 +130,8 @@ def needs_table(rows: Sequence[Need]) -> str:
             f"hours: of one {' and one '.join(sorted(devices))}, from a step timed on random images; "
             "data loading and evaluation come on top."
         )
+    else:
+        text.append("hours: name a table to time a step of each of its networks here; with a GPU all are timed.")
     return "\n".join(text)
 
 

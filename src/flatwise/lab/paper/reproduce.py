@@ -14,7 +14,8 @@ from flatwise.files import make_folder
 from flatwise.lab.environment import cores, describe
 from flatwise.lab.paper.experiments import experiment, experiment_names
 from flatwise.lab.paper.figures import draw
-from flatwise.lab.paper.full import full_grid, paper_name, run_full, trainings, write_full
+from flatwise.lab.paper.full import beside, paper_name, run_full, trainings, write_full
+from flatwise.lab.paper.full_table import about, full_grid
 from flatwise.lab.paper.layout import Grid
 from flatwise.lab.paper.needs import all_needs, needs, needs_table
 from flatwise.lab.paper.page import page_of
@@ -26,6 +27,8 @@ from flatwise.lab.paper.store import Stored, write_record
 from flatwise.lab.paper.study import Study
 
 SPECTRA_NAME, ALL = "spectra", "all"
+SEEDS = 5
+"""Reported trainings of each method at the small size."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class ReproduceConfig:
             --scale full a table of the paper.
         row: only this setting of the study, as its column is called; with --scale full a row of the table.
         scale: "small" is for CPUs, with networks and data of its own; "full" is the paper's own size.
-        seeds: number of reported trainings of each method.
+        seeds: number of reported trainings of each method (default: 5; with --scale full the paper's, 20 for Table 11).
         workers: processes that train side by side at the small size, one thread each (default: the number of cores).
         list: say what each row of the paper, or of the table, needs at full size, and train nothing.
+        tune: with --scale full, choose rho on a held-out tenth, as the paper does, in place of the printed one.
         page: write docs/reproduction.md from the records, and train nothing.
         data_root: folder in which to look for the data.
         out: folder of the trainings, which all studies share.
@@ -50,9 +54,10 @@ class ReproduceConfig:
     table: str | None = field(default=None, metadata={POSITIONAL: "?"})
     row: str | None = field(default=None, metadata={POSITIONAL: "?"})
     scale: Literal["small", "full"] = "small"
-    seeds: int = 5
+    seeds: int | None = None
     workers: int | None = None
     list: bool = False
+    tune: bool = False
     page: bool = False
     data_root: str | None = None
     out: str = "runs/reproduce"
@@ -66,8 +71,10 @@ class ReproduceConfig:
             UserError: no table, or a number below 1.
             UnknownNameError: no such study.
         """
-        if self.seeds < 1 or (self.workers is not None and self.workers < 1):
+        if any(count is not None and count < 1 for count in (self.seeds, self.workers)):
             raise UserError("--seeds and --workers must be at least 1")
+        if self.tune and self.scale != "full":
+            raise UserError("--tune goes with --scale full; at the small size rho is chosen in any case")
         if self.table is None and not (self.list or self.page):
             raise UserError(f"name a study ({', '.join((*STUDIES, SPECTRA_NAME, ALL))}), or add --list or --page")
         if self.table is None:
@@ -94,7 +101,7 @@ def studies_of(config: ReproduceConfig) -> list[Study]:
     """
     assert config.table is not None
     chosen = list(STUDIES.values()) if config.table == ALL else [small_study(config.table)]
-    return [replace(study, seeds=tuple(range(config.seeds))) for study in chosen]
+    return [replace(study, seeds=tuple(range(config.seeds or SEEDS))) for study in chosen]
 
 
 def settings_of(study: Study, row: str | None) -> list[str]:
@@ -145,22 +152,22 @@ def reproduce(study: Study, config: ReproduceConfig) -> Stored:
     return stored
 
 
-def reproduce_full(config: ReproduceConfig) -> Grid:
+def reproduce_full(config: ReproduceConfig) -> tuple[Grid, list[str]]:
     """Run a table of the paper, or one of its rows, at full size, and leave its record.
 
     Args:
         config: the settings.
 
     Returns:
-        The table.
+        The table, and sentences on it.
     """
     assert config.table is not None
-    name = paper_name(config.table)
-    wanted = trainings(name, config.row, config.seeds, Path(config.out) / "full", config.data_root)
+    name, out, shown = paper_name(config.table), Path(config.out) / "full", not config.quiet
+    wanted = trainings(name, config.row, config.seeds, out, config.data_root, tune=config.tune, shown=shown)
     run_full(name, wanted, shown=not config.quiet)
     make_folder(config.folder)
     write_full(config.folder / f"full-{name}.json", name, wanted)
-    return full_grid(name, wanted)
+    return full_grid(name, wanted, beside(name, config.row, config.seeds, out)), about(name)
 
 
 def listing(config: ReproduceConfig) -> str:

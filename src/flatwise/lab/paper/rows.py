@@ -11,6 +11,7 @@ the better of its two counts; five seeds, which decide weights and order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +46,14 @@ class Run:
     config: TrainConfig
 
 
-def runs(table: str, row: str, cell: str | None = None, *, out: str = TrainConfig.out) -> list[Run]:
+def runs(
+    table: str,
+    row: str,
+    cell: str | None = None,
+    *,
+    out: str = TrainConfig.out,
+    rho: Mapping[str, float] | None = None,
+) -> list[Run]:
     """List the trainings of a row, in an order in which each finds what it needs.
 
     Args:
@@ -53,6 +61,7 @@ def runs(table: str, row: str, cell: str | None = None, *, out: str = TrainConfi
         row: one of the experiment's rows.
         cell: one of its cells; None: all.
         out: folder of the runs.
+        rho: a radius by cell, in the place of the paper's.
 
     Returns:
         The trainings, those of one role together.
@@ -70,6 +79,8 @@ def runs(table: str, row: str, cell: str | None = None, *, out: str = TrainConfi
     seen: set[TrainConfig] = set()
     for one in cells:
         roles = made.roles(row, one)
+        if rho and one in rho:
+            roles = {role: c if c.rho is None else replace(c, rho=rho[one]) for role, c in roles.items()}
         for role, config in roles.items():
             for seed in made.seeds:
                 seeded = replace(config, seed=seed, out=out)
@@ -112,7 +123,11 @@ def rho_search(table: str, row: str, cell: str | None = None, *, out: str = Trai
         UserError: the row has no radius to choose.
     """
     grid, held = settings()["search"]["rho"], settings()["search"]["held_out"]
-    tuned = {(run.cell, run.role): run for run in runs(table, row, cell, out=out) if run.role == "sam"}
+    # A bootstrap takes over the radius of its first training.
+    own = [
+        run for run in runs(table, row, cell, out=out) if run.role in ("sam", "first") and run.config.rho is not None
+    ]
+    tuned = {(run.cell, run.role): run for run in own}
     if not tuned:
         raise UserError(f"table {table}, row {row} has no radius to choose")
     return [

@@ -82,6 +82,16 @@ def _train(config: TrainConfig, send: Callable[[Event], None]) -> None:
     try:
         train(config, lambda record: send({"event": "epoch", "epoch": record["epoch"]}))
     except TrainingError as error:
-        folder = TrainFolder.of(config)
-        folder.create()
-        write_json(folder.path / BROKEN, {"broken": str(error), "test_accuracy": None})
+        broke_down(config, error)
+
+
+def broke_down(config: TrainConfig, error: TrainingError) -> None:
+    """Leave the mark of a training whose loss did not stay finite.
+
+    Args:
+        config: of the training.
+        error: what it ended with.
+    """
+    folder = TrainFolder.of(config)
+    folder.create()
+    write_json(folder.path / BROKEN, {"broken": str(error), "test_accuracy": None})

@@ -21,11 +21,13 @@ class Predictions:
         classes: the predicted class of each image.
         losses: the cross-entropy of each image with the label that it has.
         labels: these labels.
+        in_five: whether the label is among the five likeliest classes.
     """
 
     classes: Tensor
     losses: Tensor
     labels: Tensor
+    in_five: Tensor
 
     @property
     def scores(self) -> Scores:
@@ -51,7 +53,7 @@ def predict(model: nn.Module, samples: Samples, part: str, world: World, *, chan
     model.eval()
     world.spread(list(model.buffers()))  # statistics of batch normalisation are a process's own
     labels = samples.labels_of(part)
-    classes, losses = [], []
+    classes, losses, in_five = [], [], []
     batches = torch.split(torch.arange(len(labels)), EVALUATION_BATCH)
     # Filled up with what is thrown away below: every process must make as many passes of one size.
     shares = [world.share(functional.pad(batch, (0, -len(batch) % world.size))) for batch in batches]
@@ -63,5 +65,7 @@ def predict(model: nn.Module, samples: Samples, part: str, world: World, *, chan
         logits = logits.float()
         targets = labels[positions].to(world.device)
         classes.append(world.gather(logits.argmax(dim=1))[: len(batch)].cpu())
+        five = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        in_five.append(world.gather((five == targets[:, None]).any(dim=1).to(torch.uint8))[: len(batch)].cpu().bool())
         losses.append(world.gather(functional.cross_entropy(logits, targets, reduction="none"))[: len(batch)].cpu())
-    return Predictions(torch.cat(classes), torch.cat(losses), labels)
+    return Predictions(torch.cat(classes), torch.cat(losses), labels, torch.cat(in_five))

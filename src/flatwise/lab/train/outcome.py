@@ -81,7 +81,8 @@ def outcome(trainer: Trainer, course: Course, *, finished: bool) -> dict[str, An
     def of(part: str) -> Predictions:
         return predict(trainer.module, samples, part, trainer.world, channels_last=trainer.config.channels_last)
 
-    training, test = of("training"), of("test").scores
+    training, tested = of("training"), of("test")
+    test = tested.scores
     wrong = samples.wrong
     fitted = training.classes[wrong] == samples.labels[wrong]
     evaluations = trainer.loss.samples_differentiated * trainer.world.size
@@ -92,6 +93,7 @@ def outcome(trainer: Trainer, course: Course, *, finished: bool) -> dict[str, An
         "steps": course.steps,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        "test_top5_accuracy": float(tested.in_five.double().mean()),
         "validation_loss": last.get("validation_loss"),
         "validation_accuracy": last.get("validation_accuracy"),
         "train_loss": training.scores.loss,
