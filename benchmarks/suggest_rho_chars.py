@@ -23,16 +23,16 @@ Batch = tuple[Tensor, Tensor]
 class Transformer(nn.Module):
     """Two causal layers, without dropout."""
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self, characters: int, context: int = CONTEXT, width: int = WIDTH) -> None:
         super().__init__()
-        self.symbols = nn.Embedding(characters, WIDTH)
-        self.places = nn.Parameter(0.02 * torch.randn(CONTEXT, WIDTH))
+        self.symbols = nn.Embedding(characters, width)
+        self.places = nn.Parameter(0.02 * torch.randn(context, width))
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(2)
         )
-        self.head = nn.Linear(WIDTH, characters)
-        self.register_buffer("mask", torch.full((CONTEXT, CONTEXT), -math.inf).triu(1))
+        self.head = nn.Linear(width, characters)
+        self.register_buffer("mask", torch.full((context, context), -math.inf).triu(1))
 
     def forward(self, symbols: Tensor) -> Tensor:
         """Return logits."""

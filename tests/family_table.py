@@ -12,10 +12,11 @@ from tests.family_cases import ranks
 from tests.family_paths import Path, Rule, run_fast, run_oracle
 from tests.family_world import DECAY, LR, STEPS
 
-from flatwise import variant_info
+from flatwise import AutoRadius, variant_info
 from oracles import family_ascent as ascent
 from oracles import family_batching as batching
 from oracles import family_descent as descent
+from oracles import family_radius as radius_rule
 from oracles import family_schedule as schedule
 
 DEFAULT = "default"
@@ -100,6 +101,30 @@ ASCENTS = {
     "msam": Case("msam", ascent.msam, (0.3,)),
     "msam, norm layers": Case("msam", ascent.msam, (DEFAULT, 0.3), {"only": "norm", **MODEL}, {"only_norm": True}),
     "adaptive-msam": Case("adaptive-msam", ascent.msam, (DEFAULT, 0.3), {}, {"adaptive": True}),
+    "frugal": Case("frugal", radius_rule.frugal, (DEFAULT,)),
+    # One look at the beginning, then soon the exponents of later; the radii are far from what is aimed at.
+    "frugal, settled": Case(
+        "frugal",
+        radius_rule.frugal,
+        (DEFAULT,),
+        {"rho": AutoRadius(every=3, start=0.05, turn=0.8, down=0.3, memory=0.5), "total_steps": STEPS},
+        {"first_looks": 1, "every": 3, "turn": 0.8, "down": 0.3, "memory": 0.5},
+    ),
+    "frugal, no drag": Case(
+        "frugal",
+        radius_rule.frugal,
+        (DEFAULT,),
+        {"rho": AutoRadius(drag=2.0, rise=0.1, every=5), "total_steps": STEPS},
+        {"first_looks": 1, "every": 5, "drag": 2.0, "rise": 0.1},
+    ),
+    "sam, auto": Case("sam", radius_rule.sam, (DEFAULT,), {"rho": "auto"}),
+    "sam, auto, no drag": Case(
+        "sam",
+        radius_rule.sam,
+        (DEFAULT,),
+        {"rho": AutoRadius(drag=2.0, rise=0.02, up=0.7)},
+        {"drag": 2.0, "rise": 0.02, "up": 0.7},
+    ),
     "stale": Case("stale", ascent.stale, (DEFAULT, 0.1)),
     "random": Case("random", ascent.random, (DEFAULT, 0.05)),
     "random, seed": same("random", ascent.random, (DEFAULT, 0.05), noise_seed=7),

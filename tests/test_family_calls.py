@@ -102,7 +102,7 @@ def refused(name, form):
     if splits(name):
         return True
     row = variant_info(name)
-    own = row.descent.needs_output or not row.options.keys().isdisjoint({"ascent_steps", "second_order"})
+    own = row.descent.needs_output or not row.options.keys().isdisjoint({"ascent_steps", "second_order", "rho"})
     return own and form != "closure"
 
 

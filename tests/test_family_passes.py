@@ -31,6 +31,7 @@ PASSES = {
     "every-k": 1 + 3 / STEPS,
     "late": 1 + 1 / STEPS,
     "warmup-off": 2 - 3 / STEPS,
+    "frugal": 1.5,
     "quarter": 1.25,
     "k-sam": 1.0,
     "esam-sds": 1.5,
@@ -61,7 +62,7 @@ def test_passes_and_calls_are_those_of_the_row(name):
     assert known is not None, f"add the mean passes of {name!r} to PASSES: its row says {row.passes!r}"
     assert passes / STEPS == pytest.approx(known)
     assert len(calls) / STEPS == pytest.approx(CALLS.get(name, known))
-    if row.own is None and not row.direction.uses_gradient:
+    if row.own is None and not row.direction.uses_gradient and name != "frugal":
         assert len(calls) == STEPS
 
 
@@ -103,7 +104,8 @@ def test_buffers_and_random_state_are_those_of_one_plain_pass(name):
             torch.set_rng_state(rng)
             twin(batch(step)[0])
         assert same(torch.get_rng_state(), after)
-    assert at_w or displaced >= STEPS - 1
+    looks = int(opt.param_groups[0].get("sam_auto_looks", 0))  # where the pass that counts is at w
+    assert at_w or displaced >= STEPS - 1 - looks > 0
 
 
 @pytest.mark.parametrize(("name", "base"), [row for row in NAMES_AND_BASES if row[0] in WRAPPED])

@@ -204,6 +204,24 @@ MUTATIONS = {
         "        if False and self._late:",
         "test_scaling.py",
     ),
+    "a sample as light as its numbers": (
+        "radius.py",
+        "flat[::STRIDE] * math.sqrt(STRIDE)",
+        "flat[::STRIDE] * 1.0",
+        "test_radius.py",
+    ),
+    "a look as far along the gradient as along the momentum": (
+        "stepping.py",
+        "[rho / stretch for rho in self._radii]",
+        "[rho for rho in self._radii]",
+        "test_auto.py::test_what_is_shown test_auto.py::test_a_look_uses_the_radius_along_the_gradient",
+    ),
+    "a radius set by an update that was withheld": (
+        "wiring.py",
+        "if auto is None or not self.last.updated or",
+        "if auto is None or",
+        "test_auto.py::test_a_look_without_an_update_changes_nothing",
+    ),
     "keys of a failed step taken for new ones": (
         "scaling.py",
         "        if self._stepped:\n            self._passes",

@@ -32,6 +32,7 @@ OWN_SAMPLES = {"m-sam", "quarter", "k-sam", "esam-sds"}
 EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "sum ball": ("lp", {"p": 1.0}),
     "max ball": ("lp", {"p": float("inf")}),
+    "radius that sets itself": ("sam", {"rho": "auto"}),
     "filters of asam": ("asam", {"eta": 0.1}),
 }
 CASES = {name: (name, NEEDS.get(name, {})) for name in flatwise.list_variants() if name not in REFUSED} | EXTRA

@@ -20,9 +20,11 @@ from flatwise.directions import (
     Noise,
     PreviousGradient,
 )
+from flatwise.frugal import Frugal
 from flatwise.functional import FunctionalGradient
 from flatwise.mixing import GradientNormPenalty, Renormalised, ReusedPart, SurrogateGap, WeightedSharpness
 from flatwise.optimizer import SAM
+from flatwise.radius import AutoRadius
 from flatwise.record import StepRecord
 from flatwise.schedule import AdaptiveSchedule, Schedule
 from flatwise.true_gradient import true_gradient_wanted, true_gradients
@@ -32,12 +34,14 @@ __all__ = [
     "BSAM",
     "SAM",
     "AdaptiveSchedule",
+    "AutoRadius",
     "AveragedGradient",
     "Ball",
     "Batching",
     "Descent",
     "Direction",
     "FriendlyGradient",
+    "Frugal",
     "FunctionalGradient",
     "Gradient",
     "GradientAscent",

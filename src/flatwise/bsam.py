@@ -31,6 +31,7 @@ from flatwise.guards import PassGuard
 from flatwise.memory import STEP
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
 from flatwise.passes import NO_GRADIENTS, first_pass, from_loss_fn, later_pass, of_lightning, refuse_stale_gradients
+from flatwise.radius import as_auto
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
@@ -96,6 +97,8 @@ class BSAM(Optimizer):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
         if not (math.isfinite(initial_precision) and initial_precision > 0):
             raise ValueError(f"initial_precision must be a finite number > 0, got {initial_precision!r}")
+        if as_auto(rho) is not None:
+            raise ValueError("rho='auto' steers a ball around w, and bSAM has none: give rho a number")
         defaults = {
             "lr": lr, "rho": checked_radius(rho), "betas": betas, "weight_decay": weight_decay, "damping": damping,
             "initial_precision": initial_precision, "train_size": train_size, "noise_seed": noise_seed, STEP: 0,

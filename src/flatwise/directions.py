@@ -47,6 +47,13 @@ class Direction:
     def check_base(self, base: Optimizer) -> None:
         """Raise a ValueError if the direction does not fit a base optimizer."""
 
+    def stretch(self, base: Optimizer) -> float | None:
+        """Return how many times as far as along the gradient to go, where ``rho="auto"`` looks along the gradient.
+
+        None: it looks along the direction itself.
+        """
+        return None
+
     def bound(self, model: Module | None) -> Direction:
         """Return the direction with what it needs of the model; raise a ValueError where that is not there."""
         return self
@@ -208,6 +215,13 @@ class Momentum(Direction):
 
     uses_gradient: ClassVar[bool] = False
     sign: ClassVar[float] = -1.0
+
+    def stretch(self, base: Optimizer) -> float | None:
+        """Return 6, or 1 where the steps are not along the momentum but along one that is rescaled (the Adam family).
+
+        Both were found by trying (docs/frugal.md).
+        """
+        return 1.0 if any("betas" in group for group in base.param_groups) else 6.0
 
     def check_base(self, base: Optimizer) -> None:  # noqa: D102
         if not all(group.get("momentum") or "betas" in group for group in base.param_groups):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from torch.optim import Optimizer
 from flatwise.ascent import Ball, Climb, GradientAscent, ProjectedAscent
 from flatwise.batching import Batching
 from flatwise.descent import Descent, KeepGraph, Late, second_order_term
+from flatwise.directions import Gradient
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
 from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm, reduced
 from flatwise.parallel import Ranks
 from flatwise.passes import Closure, later_pass
+from flatwise.radius import Gauge
 from flatwise.record import StepRecord
 from flatwise.rounding import Arrival, warn_if_swallowed
 from flatwise.scaling import Scaling
@@ -49,6 +51,7 @@ class Method:
         scaling: of the loss.
         ranks: which processes share a perturbation.
         arrives: whether it is known that perturbations of half-precision weights arrive.
+        looks: whether a step makes both passes although its direction needs no first one.
     """
 
     ascent: GradientAscent
@@ -61,11 +64,19 @@ class Method:
     scaling: Scaling
     ranks: Ranks
     arrives: bool = False
+    looks: bool = False
 
     @property
     def one_pass(self) -> bool:
         """Whether a step needs no gradient at w."""
-        return not self.ascent.direction.uses_gradient
+        return not (self.ascent.direction.uses_gradient or self.looks)
+
+    def looking(self) -> Method:
+        """Return the method of a step that measures its radius: with both passes, on the same samples."""
+        ascent = self.ascent
+        if not ascent.direction.uses_gradient and ascent.direction.stretch(self.base) is not None:
+            ascent = replace(ascent, direction=Gradient())
+        return replace(self, ascent=ascent, batching=replace(self.batching, ascent_fraction=1.0), looks=True)
 
     def params(self) -> list[Tensor]:
         """Return the parameters of all groups."""
@@ -94,12 +105,19 @@ class Look:
         guard: protects buffers and random state.
         record: takes what happened.
         part: index of the micro-batch.
+        gauge: compares the gradients of the two passes, in a step that measures its radius.
     """
 
     def __init__(
-        self, method: Method, rhos: Sequence[float], guard: PassGuard, record: StepRecord, part: int = 0
+        self,
+        method: Method,
+        rhos: Sequence[float],
+        guard: PassGuard,
+        record: StepRecord,
+        part: int = 0,
+        gauge: Gauge | None = None,
     ) -> None:
-        self._part = part
+        self._part, self._gauge = part, gauge
         self._method, self._ascent = method, method.ascent
         self._sharded = any(map(is_sharded, method.params()))
         self._groups, self._rhos = method.base.param_groups, rhos
@@ -121,6 +139,8 @@ class Look:
             True where the weights moved. On the CPU False where no gradient is usable; gradients are as before then.
         """
         direction, self._away = self._ascent.direction, True
+        if self._gauge is not None and not self.moved:
+            self._gauge.before(self._method.params(), self._method.base)
         if self._method.descent.needs_clean and self._clean is None:
             self._clean = [_held(p.grad) for p in self._method.params()]
         if not self._method.arrives:
@@ -290,6 +310,11 @@ class Look:
         finally:  # an interrupt can come between the lines of the one above
             for param in still:
                 param.requires_grad_(True)
+
+    def compare(self) -> None:
+        """Compare the gradients in ``.grad``, those of the last pass, with those of the first, where that is wanted."""
+        if self._gauge is not None and self.moved:
+            self._gauge.after()
 
     def finish(self) -> Late | None:
         """Turn the gradients of the last pass into what the base optimizer sees, with the weights at w.

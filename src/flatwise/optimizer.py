@@ -28,7 +28,8 @@ from flatwise.construct import check_fit, check_sharded, check_sync, checked_rad
 from flatwise.descent import Descent, PerturbedGradient
 from flatwise.memory import Memory
 from flatwise.outside import Outside
-from flatwise.schedule import Radius, Schedule
+from flatwise.radius import Radius, as_auto
+from flatwise.schedule import Schedule
 from flatwise.select import select
 
 
@@ -51,7 +52,8 @@ class SAM(Outside):
             parameters, which then share one perturbation with one norm and step together.
         base_optimizer: with parameters, the optimizer class (or a callable that makes one from parameters).
         rho: radius of the ball, >= 0, in units of the weights; or a function of the step (0, 1, ...) that returns
-            it for every group that has no number of its own.
+            it for every group that has no number of its own; or ``"auto"``, or a :class:`flatwise.AutoRadius`: it sets
+            itself (docs/frugal.md).
         p: order of the ball's norm, 1 <= p <= inf.
         adaptive: scale the ball by ``|w| + eta`` (ASAM; Kwon et al., ICML 2021), on every parameter. Wants a
             radius about ten times larger.
@@ -129,8 +131,8 @@ class SAM(Outside):
         if rho is None and not isinstance(base_optimizer, type) and _is_ready(params_or_base):
             base_optimizer, rho = None, base_optimizer  # SAM(base, 0.05)
         rho = 0.05 if rho is None else rho
+        self._auto = as_auto(rho)
         self._rho_function: Callable[[int], float] | None = rho if callable(rho) else None
-        radius = checked_radius(rho(0) if callable(rho) else rho)
         by_name = (
             ("ascent", ascent, (p, adaptive, eta, ascent_steps) != (2.0, False, 0.0, 1)),
             ("descent", descent, second_order),
@@ -146,8 +148,16 @@ class SAM(Outside):
         self._batching = batching or Batching(micro_batch_size, ascent_fraction)
         check_fit(self._ascent, self._descent, self._schedule, self._batching)
         check_sync(sync_ascent, self._ascent, self._descent, self._schedule)
-        if callable(rho) and self._schedule.rho_min is not None:
-            raise ValueError("rho_min ties the radius to the learning rate, so rho must be a number, not a function")
+        if (callable(rho) or self._auto) and self._schedule.rho_min is not None:
+            raise ValueError(
+                "rho_min ties the radius to the learning rate, so rho must be a number, not "
+                f"{'a function' if callable(rho) else repr('auto')} (rho_min=None unties it)"
+            )
+        if self._auto and sync_ascent not in (None, True):
+            raise ValueError(
+                f"rho='auto' measures the perturbation that all ranks share, which sync_ascent={sync_ascent!r} keeps "
+                "apart on every rank. Use sync_ascent=True"
+            )
         if self._descent.needs_output and model is None:
             raise ValueError("a functional gradient replaces the gradient of the model's output: pass model=model")
         if max_grad_norm is not None and not max_grad_norm > 0:
@@ -159,6 +169,8 @@ class SAM(Outside):
         base = make_base(params_or_base, base_optimizer, arguments)
         check_sharded((p for g in base.param_groups for p in g["params"]), self._ascent, self._descent, sync_ascent)
         self._ascent.direction.check_base(base)
+        stretch = self._ascent.direction.stretch(base) or 1.0
+        radius = checked_radius(rho(0) if callable(rho) else self._auto.first(stretch) if self._auto else rho)
         self._rho_key = "sam_rho" if "rho" in base.defaults else "rho"
         for group in base.param_groups:  # before anything of the base is changed
             checked_radius(group.get(self._rho_key, radius))

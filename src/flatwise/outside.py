@@ -105,6 +105,8 @@ class Outside(Stepping):
                 raise
             finally:
                 self._look = None
+            if finish:
+                look.compare()
             if finish and last:
                 self._spoil_where_bad()
                 self._method.unscale()
@@ -151,6 +153,11 @@ class Outside(Stepping):
                 "opt.step(closure) for the last three"
             )
         one_pass, unscaled = self._method.one_pass, False
+        if one_pass and self._auto is not None:
+            raise RuntimeError(
+                f"{name} runs one pass of a method that needs one, and rho='auto' must see both in some steps: "
+                "use opt.step(closure) or opt.step(loss_fn, batch), or give rho a number"
+            )
         local = self._method.ranks.local and not one_pass
         if always and not one_pass and not self._method.has_gradients():
             raise RuntimeError(f"no gradients for {name}: call loss.backward() before it")

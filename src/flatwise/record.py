@@ -48,6 +48,8 @@ class StepRecord:
     _norm: Tensor | None = field(default=None, repr=False)
     _gradient_norm: Tensor | None = field(default=None, repr=False)
     _update_norm: Tensor | None = field(default=None, repr=False)
+    _turn: float = field(default=math.nan, repr=False)
+    _drag: float = field(default=math.nan, repr=False)
     _radius: Callable[[], float] | None = field(default=None, repr=False)
     _finite: Tensor | bool | None = field(default=None, repr=False)
     _reason: Reason = field(default="perturbed", repr=False)
@@ -74,6 +76,16 @@ class StepRecord:
         The L2 norm where a method climbs along an average; NaN where there was no first pass.
         """
         return _number(self._gradient_norm)
+
+    @property
+    def turn(self) -> float:
+        """Cosine between the gradients at w and at w + eps; NaN but in steps by which ``rho="auto"`` is set."""
+        return self._turn
+
+    @property
+    def drag(self) -> float:
+        """Cosine between the gradient at w and the base's momentum; NaN but in steps by which ``rho="auto"`` is set."""
+        return self._drag
 
     @property
     def update_norm(self) -> float:

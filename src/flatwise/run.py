@@ -149,7 +149,7 @@ class Run:
         samples = count(part) if ranks else None
         before: list[Tensor] = []
         descend = self._closure(loss_fn, part, samples, before.append)
-        if self.active and ranks:
+        if self.active and ranks and not self.method.looks:  # a look compares two gradients of the same samples
             cost = Cost(second=batching.rising_fraction)
             rising = self._rising(loss_fn, part, before)
             return self._part(descend, rising, share=share, cost=cost, own=True)
@@ -300,6 +300,7 @@ class Run:
             raise RuntimeError(
                 "the closure left no gradients in its second run: it must call loss.backward() each time"
             )
+        look.compare()
         look.undo()
         if method.descent.adds_term:
             look.add_second_order(ascend)

@@ -67,7 +67,7 @@ class Saving(Wired):
         """Return what ``copy`` and ``pickle`` keep: everything but hooks, the guard and the latest record."""
         if self._look is not None:
             raise RuntimeError("copying the optimizer while the weights are perturbed: call opt.restore() first")
-        kept = ("base_optimizer", "defaults", "_rho_function", "_rho_key", "_fixed", "_default_rho")
+        kept = ("base_optimizer", "defaults", "_rho_function", "_auto", "_rho_key", "_fixed", "_default_rho")
         slots = ("_ascent", "_descent", "_schedule", "_batching", "_selection", "_memory")
         options = ("_fresh_masks", "_max_grad_norm", "_sync_ascent")
         return {name: self.__dict__[name] for name in (*kept, *slots, *options)}

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-
-Radius = float | Callable[[int], float]
-"""A radius: a number, or a function of the step (0, 1, 2, ...) that returns one."""
 
 
 def step_seed(seed: int, step: int) -> int:

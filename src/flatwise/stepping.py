@@ -16,6 +16,7 @@ from flatwise.functional import OutputGradients
 from flatwise.look import Look
 from flatwise.memory import STEP
 from flatwise.passes import NO_CALLBACK, NO_CLOSURE, Closure, of_lightning
+from flatwise.radius import LOOKS, STEPS, AutoRadius, Gauge
 from flatwise.record import StepRecord
 from flatwise.run import Run
 from flatwise.saving import Saving
@@ -157,13 +158,30 @@ class Stepping(Saving):
         active = record.rho > 0 and self._schedule.active(step)
         if not active:
             record._reason = "zero radius" if record.rho == 0 else "schedule"
+        self._gauge, self._acting = None, self._method
+        if active and self._auto is not None:
+            self._begin_look(self._auto, record)
         return record, active
+
+    def _begin_look(self, auto: AutoRadius, record: StepRecord) -> None:
+        """Count a step whose radius sets itself, and let it look where it is time to."""
+        group, method = self.param_groups[0], self._method
+        steps, seen = int(group.get(STEPS, 0)), int(group.get(LOOKS, 0))
+        self._memory.numbers[STEPS] = steps + 1
+        if not auto.looks(steps, seen, one_pass=method.one_pass, total_steps=self._schedule.total_steps):
+            return
+        self._gauge = Gauge()
+        if method.one_pass:
+            stretch = self._ascent.direction.stretch(self.base_optimizer) or 1.0
+            self._radii = [rho / stretch for rho in self._radii]
+            record.rho = max(self._radii)
+        self._acting = method.looking()
 
     def _rhos(self) -> list[float]:
         return [checked_radius(group[self._rho_key]) for group in self.param_groups]
 
     def _new_look(self, record: StepRecord, part: int = 0) -> Look:
-        return Look(self._method, self._radii, self._guard, record, part)
+        return Look(self._acting, self._radii, self._guard, record, part, self._gauge)
 
     def _new_run(self, record: StepRecord, active: bool) -> Run:
         outputs = None
@@ -176,7 +194,7 @@ class Stepping(Saving):
                 )
             outputs = OutputGradients(model)
         parts = itertools.count()
-        return Run(self._method, self._guard, record, active, lambda: self._new_look(record, next(parts)), outputs)
+        return Run(self._acting, self._guard, record, active, lambda: self._new_look(record, next(parts)), outputs)
 
     def _count(self) -> None:
         self._memory.begin()

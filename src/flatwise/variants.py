@@ -28,6 +28,7 @@ from flatwise.functional import FunctionalGradient
 from flatwise.lora import MergedNoise
 from flatwise.mixing import GradientNormPenalty, Renormalised, ReusedPart, SurrogateGap, WeightedSharpness
 from flatwise.optimizer import SAM
+from flatwise.radius import as_auto
 from flatwise.schedule import AdaptiveSchedule, Schedule
 
 
@@ -39,7 +40,7 @@ class Variant:
         name: what to pass to :func:`create`.
         summary: what it changes, in one line.
         slots: the slots it answers differently from SAM.
-        rho: default radius. Radii of different methods are not comparable.
+        rho: default radius, the first one where it sets itself. Radii of different methods are not comparable.
         rho_range: usual radii, for this method.
         passes: gradients computed per step, as a formula where it depends on an option.
         memory: what is kept between steps beyond the base, in units of the parameters; beside it every step needs at
@@ -101,6 +102,9 @@ _ROWS = (
     Variant("adaptive-msam", "against the base's momentum, scaled by |w| + eta", ("ascent",), 3.0, (0.3, 10.0), "1",
             "Becker, Altrock, Risse, arXiv 2401.12033", "fair: one group", _options(adaptive=True, eta=0.01),
             direction=Momentum),
+    Variant("frugal", "against the base's momentum, at a radius that sets itself", ("ascent",), 0.3, (0.3, 10.0),
+            "1 + 1/32", "Becker, Altrock, Risse, arXiv 2401.12033; the radius: docs/frugal.md",
+            "weak: ten small tasks of our own", _options(rho="auto"), direction=Momentum),
     Variant("stale", "up the last step's gradient", ("ascent",), 0.05, _WIDE, "1",
             "Jo, Lim, Lee, arXiv 2503.11147; S2-SAM, NeurIPS 2024", "mixed: three groups for, one against", memory="1",
             direction=PreviousGradient),
@@ -264,7 +268,10 @@ def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
     unknown = [option for option in options if option not in known and option not in _PASSED]
     if unknown:
         raise TypeError(_unknown(name, unknown, [*sorted(known), *_PASSED]))
-    passed: dict[str, Any] = {"rho": row.rho, **{k: v for k, v in options.items() if k in _PASSED}}
+    passed: dict[str, Any] = {
+        "rho": row.options.get("rho", row.rho),
+        **{k: v for k, v in options.items() if k in _PASSED},
+    }
     for slot, kinds in slots.items():
         names = {option for _, fields in kinds for option in fields}
         if slot in options:
@@ -279,6 +286,9 @@ def create(name: str, base_optimizer: Any, **options: Any) -> SAM | BSAM:
             passed[slot] = GradientAscent(ball=parts[0], direction=parts[1], **rest)
         else:
             passed[slot] = parts[0]
+    auto = as_auto(passed["rho"])
+    if auto is not None and auto.start is None and row.direction is not Momentum:
+        passed["rho"] = dataclasses.replace(auto, start=row.rho)
     return SAM(base_optimizer, **passed)
 
 

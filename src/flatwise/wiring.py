@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -18,11 +20,13 @@ from flatwise.guards import PassGuard
 from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import STEP, Memory
-from flatwise.parallel import Ranks, SyncAscent
+from flatwise.parallel import Ranks, SyncAscent, ranks
+from flatwise.radius import DRAG, LOOKS, STEPS, AutoRadius, Gauge, Seen, first_looks
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule
 from flatwise.select import Selection, select
+from flatwise.shards import is_sharded
 from flatwise.update import add_late, clip, forget_verdict, withhold_nonfinite
 
 
@@ -57,6 +61,9 @@ class Wired(Optimizer):
     _fresh_masks: bool
     _max_grad_norm: float | None
     _sync_ascent: SyncAscent
+    _auto: AutoRadius | None
+    _acting: Method
+    """The method of this step: another one while it measures its radius."""
 
     def _wire(self, radius: float, model: Module | None = None) -> None:
         """Set up what is not saved: hooks and the guard."""
@@ -67,6 +74,7 @@ class Wired(Optimizer):
         self._look: Look | None = None
         self._armed = self._unchecked = self._verdict_left = self._through_scaler = False
         self._late: Late | None = None
+        self._gauge: Gauge | None = None
         self.last = StepRecord()
         self._model: Callable[[], Module | None] = (lambda: None) if model is None else weakref.ref(model)
         self._scaling = Scaling()
@@ -82,6 +90,7 @@ class Wired(Optimizer):
             self._scaling,
             Ranks(self._sync_ascent, self._guard.modules),
         )
+        self._acting = self._method
         self._guarded = 0
         # Weak, so that there is no cycle: a dropped optimizer removes its hooks at once, not amid a compilation.
         if isinstance(self.base_optimizer, Joint):
@@ -206,11 +215,44 @@ class Wired(Optimizer):
             )
             self._guard.settle(self.last._finite)
             self._scaling.end()
+            if self.last._reason == "schedule":  # which decided by the gradient: not a perturbed step
+                self._memory.numbers.pop(STEPS, None)
             self._memory.settle(self.param_groups[0], self.last._finite)
+            if self._gauge is not None:
+                self._end_look(self._gauge)
             if self._max_grad_norm is not None:
                 clip(self.base_optimizer, self.last, self._max_grad_norm)
             if self.last.rho:
                 self._ascent.direction.learn(self._method.params(), self._memory, self.last._finite)
+
+    def _end_look(self, gauge: Gauge) -> None:
+        """Set the radii by what a look has shown, unless its update is withheld."""
+        auto, self._gauge = self._auto, None
+        if auto is None or not self.last.updated or self.last._reason == "schedule":
+            return
+        record, one_pass, number = self.last, self._method.one_pass, self.param_groups[0]
+        record._turn, record._drag = gauge.turn(), gauge.drag()
+        drag = auto.smoothed(number.get(DRAG), record._drag)
+        seen, looks = Seen(record._turn, self._rise(), drag), int(number.get(LOOKS, 0))
+        number.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
+        settled = looks >= first_looks(one_pass=one_pass, total_steps=self._schedule.total_steps)
+        for group, fixed in zip(self.param_groups, self._fixed, strict=True):
+            if not fixed and group[self._rho_key] > 0:  # where it is 0, somebody has turned it off
+                group[self._rho_key] = auto.next(
+                    group[self._rho_key], seen, first=self._default_rho, settled=settled, one_pass=one_pass
+                )
+
+    def _rise(self) -> float:
+        """Return the relative rise of the loss in this step, over all ranks; NaN where it is not known."""
+        losses = torch.tensor([self.last.loss, self.last.perturbed_loss], dtype=torch.float64)
+        if ranks() > 1:
+            params = self._method.params()
+            if not (self._method.ranks.wrappers() or any(map(is_sharded, params))):
+                return math.nan  # ranks that do not know of each other see different losses, and would part
+            losses = losses.to(params[0].device, torch.float32)
+            torch.distributed.all_reduce(losses)
+        loss, perturbed = losses.tolist()
+        return (perturbed - loss) / loss if loss > 0 else math.nan
 
     def _after_base_step(self, *_: Any) -> None:
         if self._verdict_left:

@@ -70,6 +70,7 @@ def forms_of(method: str) -> list[str]:
         flatwise.create(method, base, **{**options_of(method, model), "micro_batch_size": 8})
         forms.append("each")
     alone = opt._ascent.steps == 1 and not opt._descent.adds_term and not opt._descent.needs_output
+    alone = alone and not (opt._auto and opt._method.one_pass)  # some of its steps make two passes
     return forms + list(OUTSIDE) if alone else forms
 
 

@@ -37,6 +37,18 @@ def test_the_radius_is_the_methods_own_then_the_flag_then_the_default() -> None:
     assert radius("sam", dataset="fashion-mnist") == flatwise.variant_info("sam").rho
 
 
+def test_a_radius_that_sets_itself() -> None:
+    def radii(**settings: object) -> dict[str, object]:
+        methods = parse_methods(CompareConfig(methods="frugal,frugal:rho=2.0,sam:rho=auto", **settings))  # type: ignore[arg-type]
+        return {method.name: method.options["rho"] for method in methods}
+
+    assert radii() == {"frugal": "auto", "frugal:rho=2.0": 2.0, "sam:rho=auto": "auto"}
+    assert radii(rho=0.7) == {"frugal": 0.7, "frugal:rho=2.0": 2.0, "sam:rho=auto": "auto"}
+    method = parse_methods(CompareConfig(methods="frugal"))[0]
+    opt = wrap(method, torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1, momentum=0.9), total_steps=200)
+    assert (opt._auto, opt._schedule.total_steps) == (flatwise.AutoRadius(), 200)
+
+
 def test_options_may_follow_a_comma_too() -> None:
     base, gsam, asam = parse_methods(CompareConfig(methods="sgd,gsam:alpha=0.4, rho_min=0.02,asam"))
     assert gsam.name == "gsam:alpha=0.4:rho_min=0.02"

@@ -59,7 +59,7 @@ def parse_methods(config: CompareConfig) -> list[Method]:
     def base(parameters: list[Tensor]) -> torch.optim.Optimizer:
         return base_optimizer(config, parameters)
 
-    def rho(variant: str) -> float:
+    def rho(variant: str) -> float | str:
         return _default_rho(variant, config)
 
     methods = [parse_method(text, config.optimizer, rho, base) for text in split_methods(config.methods)]
@@ -94,7 +94,7 @@ def trained_methods(config: CompareConfig) -> list[Method]:
 def parse_method(
     text: str,
     optimizer: str,
-    rho: Callable[[str], float],
+    rho: Callable[[str], float | str],
     base: Callable[[list[Tensor]], torch.optim.Optimizer],
 ) -> Method:
     """Read one method and check it against the core.
@@ -131,12 +131,26 @@ def parse_method(
     return method
 
 
-def _default_rho(variant: str, config: CompareConfig) -> float:
+def _default_rho(variant: str, config: CompareConfig) -> float | str:
     if config.rho is not None:
         return config.rho
     if (config.dataset, config.model) == ("digits", "cnn-small") and variant in DEFAULT_NETWORK_RHO:
         return DEFAULT_NETWORK_RHO[variant]
-    return flatwise.variant_info(variant).rho
+    return default_rho(variant)
+
+
+def default_rho(variant: str) -> float | str:
+    """Return the radius of a method where nothing else is said.
+
+    Args:
+        variant: the core's name of the method.
+
+    Returns:
+        The radius, or ``"auto"`` where it sets itself.
+    """
+    row = flatwise.variant_info(variant)
+    auto: float | str = row.options.get("rho", row.rho)
+    return auto
 
 
 def _assignment(part: str, text: str) -> tuple[str, Any]:

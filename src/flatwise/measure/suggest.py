@@ -147,6 +147,8 @@ def suggest_rho(
     with generators_of(data), unchanged(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "only .* of the perturbation arrives")
         twin, name, always = _prepared(model, optimizer, method, options)
+        if twin.optimizer._auto is not None:
+            raise UserError("the radius of this method sets itself (rho='auto'): there is none to suggest")
         start = optimizer_rho(optimizer) or variant_info("sam" if name == GIVEN else name).rho
         if twin.optimizer._method.one_pass:
             problem = Problem(twin.model, loss_fn, iter(some_batches(data, 1)), mode=mode, seed=seed)

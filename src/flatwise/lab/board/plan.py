@@ -92,9 +92,10 @@ def all_methods() -> list[str]:
     """List what the board compares.
 
     Returns:
-        The base, the longer base, and every method of the registry.
+        The base, the longer base, and every method of the registry that has a radius to choose.
     """
-    return [BASE, LONGER, *flatwise.list_variants()]
+    set_themselves = [name for name in flatwise.list_variants() if "rho" in flatwise.variant_info(name).options]
+    return [BASE, LONGER, *(name for name in flatwise.list_variants() if name not in set_themselves)]
 
 
 def chosen(names: str | None, known: Sequence[str], kind: str) -> list[str]:

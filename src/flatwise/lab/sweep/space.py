@@ -153,6 +153,8 @@ def read_space(methods: str, *, rho: str, lr: str, weight_decay: str) -> Space:
         variant, *options = name.split(":")
         if variant == "base" or any(option.startswith("rho=") for option in options):
             continue
+        if "rho" in flatwise.variant_info(variant).options and name not in own:
+            continue  # its radius sets itself
         ratio = flatwise.variant_info(variant).rho / flatwise.variant_info("sam").rho
         radii[name] = own[name] if name in own else read_domain("rho", shared).scaled(ratio)
     return Space(names, radii, read_domain("lr", lr), read_domain("weight_decay", weight_decay))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import flatwise
 from flatwise.errors import UserError
-from flatwise.lab.methods import Method, parse_method, split_methods, wrap
+from flatwise.lab.methods import Method, default_rho, parse_method, split_methods, wrap
 from flatwise.lab.train.config import TrainConfig
 
 RMS_ALPHA, RMS_EPSILON = 0.9, 1e-3
@@ -73,8 +73,8 @@ def parse_train_method(config: TrainConfig) -> Method:
     if len(texts) != 1:
         raise UserError(f"--method names one method, not {config.method!r}; flatwise compare takes several")
 
-    def rho(variant: str) -> float:
-        return flatwise.variant_info(variant).rho if config.rho is None else config.rho
+    def rho(variant: str) -> float | str:
+        return default_rho(variant) if config.rho is None else config.rho
 
     method = parse_method(texts[0], config.optimizer, rho, lambda weights: base_optimizer(config, weights))
     if config.m is None:
