@@ -57,13 +57,25 @@ flatwise reproduce --list                                        # data, steps a
 flatwise reproduce table1 --list                                 # of one table, with a step timed on this machine
 flatwise reproduce table1 wrn28-10-basic --scale full            # one row, with the paper's five seeds
 flatwise reproduce table4 sam --scale full --data-root data --seeds 2
+flatwise reproduce table3 pets --scale full --tune               # rho chosen on a held-out tenth first
 ```
 
-The settings are the recipes' (`flatwise recipes`), with the radii that the paper prints; the base also trains for
-twice the epochs where the paper says so, and of the two the better test error counts, as the paper reports it. The
-trainings of a row run one after the other, on one GPU; give each of several GPUs a row of its own
-(`CUDA_VISIBLE_DEVICES`). A row that was stopped goes on, a cell whose trainings have not all finished is said to be
-missing, and the numbers go to `runs/reproduce/records`.
+The settings are the recipes' (`flatwise recipes`), with the radii that the paper prints; `--tune` chooses rho anew, as
+the paper did, from its six radii and with a seed of its own. For Table 3 that is the only way to the paper's protocol:
+it does not print those radii, and the recipes have 0.05. The base also trains for twice the epochs where the paper says
+so, and of the two the better test error counts, as the paper reports it. The numbers of seeds are the paper's, twenty
+for Table 11.
+
+A line of the table has the paper's number, ours, the difference from the base and whether that confirms the claim, the
+gradients a step and the hours of a training. Beside the error stand the top-5 error (Table 2), the sharpness (Table
+11), the cosine between the two updates (c4), m-sharpness and the generalisation gap (m), and the Hessian's eigenvalues
+(spectra), which are measured when the trainings have finished. What is compared with another row, as Table 4 is with
+its row `sgd`, needs that row's trainings too. A cell whose trainings have not all finished is said to be missing, and
+one whose loss became infinite to have broken down. In c5 no row is the base: its differences are left to the reader,
+and so is the correlation of m-sharpness with the gap in m, which the small size computes.
+
+The trainings of a row run one after the other, on one GPU; give each of several GPUs a row of its own
+(`CUDA_VISIBLE_DEVICES`). A row that was stopped goes on, and the numbers go to `runs/reproduce/records`.
 """
 
 
