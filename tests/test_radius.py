@@ -151,7 +151,7 @@ def test_reading_rho() -> None:
     assert as_auto(rule) is rule
     assert as_auto("auto") == AutoRadius()
     assert [as_auto(rho) for rho in (0.1, None, lambda step: 0.1, torch.tensor(0.1))] == [None] * 4
-    with pytest.raises(ValueError, match="rho must be a number, a function of the step or 'auto', got 'aut'"):
+    with pytest.raises(TypeError, match="rho must be a number, a function of the step or 'auto', got 'aut'"):
         as_auto("aut")
 
 

@@ -219,14 +219,14 @@ def as_auto(rho: Any) -> AutoRadius | None:
         The settings, or None.
 
     Raises:
-        ValueError: if it is another word.
+        TypeError: if it is another word.
     """
     if isinstance(rho, AutoRadius):
         return rho
     if not isinstance(rho, str):
         return None
     if rho != "auto":
-        raise ValueError(f"rho must be a number, a function of the step or 'auto', got {rho!r}")
+        raise TypeError(f"rho must be a number, a function of the step or 'auto', got {rho!r}")
     return AutoRadius()
 
 
