@@ -19,8 +19,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
 ]
 STEPS = 30
-# The losses decide: the least rise is already more than is aimed at.
-RULE = flatwise.AutoRadius(rise=1e-3, drag=5.0, start=0.5)
+# The losses decide: no gradient turns as far as this asks for.
+RULE = flatwise.AutoRadius(turn=0.01, rise=0.1, drag=5.0, start=0.5)
 
 
 def train(rank: int, name: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_ranks_keep_the_same_radius(name: str, tmp_path: Path) -> None:
     assert one["turns"] == two["turns"]
     assert one["rises"] != two["rises"]
     assert torch.equal(one["weights"], two["weights"])
-    assert len(set(one["radii"])) > 5
+    assert len(set(one["radii"])) > 3
     wanted = alone(name)
     assert one["radii"] == pytest.approx(wanted["radii"], rel=1e-4)  # ranks sum their losses in float32
     assert torch.allclose(one["weights"], wanted["weights"], rtol=0, atol=1e-4)
