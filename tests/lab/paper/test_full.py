@@ -264,3 +264,23 @@ def test_the_list_says_what_a_row_needs(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out.startswith("needs [")
     assert main(["reproduce", "tabel4", "--list"]) == 2
     assert "table of the paper" in capsys.readouterr().err
+
+
+def test_what_a_table_has_beside_the_error_is_measured_when_the_trainings_have_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {**TINY, "out": str(tmp_path), "tracker": "none", "quiet": True, "rho": 0.05}
+    wanted = [
+        Run("11", row, "cifar10", "sam", 0, TrainConfig(**{**fields, "method": f"sam:ascent_steps={row}"}))
+        for row in ("1", "5")
+    ]
+    run_full("11", wanted, shown=False)
+    lines = {(line[0], line[3]): line[4:8] for line in full_grid("11", wanted).rows}
+    for row, text in (("1", "0.17±0.03"), ("5", "2.26±0.05")):
+        assert lines[row, "sharpness"][0] == text
+        assert float(lines[row, "sharpness"][1]) > 0
+    assert lines["5", "sharpness"][3] == "higher: not decided"  # one seed
+    monkeypatch.setattr(full, "measure_trained", None)  # would fail if anything were measured twice
+    run_full("11", wanted, shown=False)
+    full.write_full(tmp_path / "record.json", "11", wanted)
+    assert "sharpness_own_steps" in (tmp_path / "record.json").read_text()

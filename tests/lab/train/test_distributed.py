@@ -58,7 +58,8 @@ def assert_close(one: TrainConfig, two: TrainConfig, tolerance: float = 2e-6) ->
         for key in first:
             assert torch.allclose(first[key], second[key], atol=tolerance, rtol=1e-4), (name, key)
     here, there = read_json(folder_of(one).result), read_json(folder_of(two).result)
-    for name in ("test_accuracy", "validation_accuracy", "wrong_labels_fitted", "gradient_evaluations", "effective_m"):
+    shares = ("test_accuracy", "test_top5_accuracy", "validation_accuracy", "wrong_labels_fitted")
+    for name in (*shares, "gradient_evaluations", "effective_m"):
         assert here[name] == there[name], name
     for name in ("test_loss", "validation_loss"):
         assert here[name] == pytest.approx(there[name], rel=1e-4)
