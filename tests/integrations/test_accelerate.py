@@ -232,6 +232,7 @@ def test_every_method_is_what_it_is_in_a_plain_loop_or_says_why_not(name: str) -
     world = World(make)
     opt = world.step._sam
     cannot = opt._batching.splits or opt._ascent.steps > 1 or opt._descent.adds_term or opt._descent.needs_output
+    cannot = cannot or (opt._auto is not None and opt._method.one_pass)
     with pytest.raises(RuntimeError, match=r"use opt\.step") if cannot else nullcontext():
         world.epoch().epoch()
     if cannot:

@@ -92,19 +92,24 @@ def test_a_forked_process_that_outlives_the_block_holds_no_lock(
     """Such as one that reads images, whose parent was killed."""
     monkeypatch.setattr(lock, "PATIENCE", 0.0)
     reading, writing = os.pipe()
+    begun, there = os.pipe()
     with RunFolder(tmp_path).locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if child == 0:
             os.close(writing)
+            os.write(there, b".")
             os.read(reading, 1)  # until the parent has closed its end
             os._exit(0)
+        os.read(begun, 1)  # the child runs
         with pytest.raises(UserError, match=f"pid {os.getpid()}"), RunFolder(tmp_path).locked():
             pass  # it is the parent's still
     with RunFolder(tmp_path).locked():
         pass
     os.close(writing)
     os.waitpid(child, 0)
+    for end in (reading, begun, there):
+        os.close(end)
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_damaged_weights_are_one_line(tiny: Make, tmp_path: Path, content: bytes
     folder = RunFolder(tmp_path)
     folder.create()
     folder.weights("sam", 1).write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read") as caught:
+    with pytest.raises(UserError, match="holds no weights of this network") as caught:
         trained_model(config, folder, "sam", 1)
     assert "\n" not in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_weights_of_another_network_are_one_line(tiny: Make, tmp_path: Path) -> 
     folder = RunFolder(tmp_path)
     folder.create()
     save_weights(folder.weights("sam", 1), torch.nn.Linear(2, 2))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="holds no weights of this network"):
         trained_model(config, folder, "sam", 1)
 
 

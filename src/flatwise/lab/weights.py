@@ -78,6 +78,6 @@ def trained_model(config: CompareConfig, folder: RunFolder, name: str, seed: int
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or "it is empty or cut off"
         raise UserError(f"{path} holds no weights of this network ({reason}); this trains again: {again}") from error
     return model.eval()
