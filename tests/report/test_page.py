@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,10 +12,13 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
-from tests.report.pages import entry, page
+from rich.console import Console
+from tests.report.pages import entry, page, results
 
+from flatwise.lab.table import print_table
 from flatwise.report.content import Missing
 from flatwise.report.markup import VOID
+from flatwise.report.sections import results_table
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",
@@ -197,3 +201,12 @@ def test_names_inject_nothing(text: str) -> None:
         assert [surface["name"] for surface in json.loads(block)["surfaces"]] == names
     for drawing in made.figures.values():
         ElementTree.fromstring(drawing)
+
+
+def test_a_radius_that_sets_itself_has_no_number() -> None:
+    found = results(["base", "frugal"])
+    found["methods"]["frugal"]["options"]["rho"] = "auto"
+    assert ">auto<" in str(results_table(found))
+    printed = io.StringIO()
+    print_table(found, Console(file=printed, width=120))
+    assert "| frugal " in printed.getvalue()

@@ -82,7 +82,8 @@ def print_sentences(sentences: list[str], console: Console) -> None:
 
 def _label(name: str, record: Result, results: Result) -> str:
     rho = record["options"].get("rho")
-    shown = name if rho is None or "rho=" in name else f"{name} (rho {rho:g})"
+    unsaid = isinstance(rho, float | int) and "rho=" not in name  # not "auto", which the method's name means
+    shown = f"{name} (rho {rho:g})" if unsaid else name
     equal = results["equal_compute"]
     if equal is not None and name == results["base"] and equal["chosen"] != name:
         return f"{shown} (2x epochs)"

@@ -82,7 +82,9 @@ def results_table(results: Data) -> Markup:
 
 def _rho(record: Data) -> Cell:
     rho = record["options"].get("rho")
-    return Cell("\N{EN DASH}") if rho is None else Cell(f"{rho:g}", rho)
+    if rho is None or isinstance(rho, str):  # "auto"
+        return Cell(rho or "\N{EN DASH}")
+    return Cell(f"{rho:g}", rho)
 
 
 def _relative(record: Data) -> Cell:
