@@ -418,7 +418,7 @@ def test_what_does_not_take_it() -> None:
         flatwise.create("gsam", sgd(model), rho="auto")
     with pytest.raises(ValueError, match=r"rho='auto' steers a ball around w, and bSAM has none"):
         flatwise.create("bsam", sgd(model), rho="auto", **options_of("bsam", model))
-    with pytest.raises(ValueError, match="or 'auto', got 'often'"):
+    with pytest.raises(TypeError, match="or 'auto', got 'often'"):
         SAM(sgd(model), rho="often")
     for sync in (False, 2):
         with pytest.raises(ValueError, match=f"rho='auto' measures .* which sync_ascent={sync} keeps apart"):
