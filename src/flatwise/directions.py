@@ -7,9 +7,9 @@ pass is needed and a step costs one gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,6 +104,12 @@ def real(tensor: Tensor) -> Tensor:
     """Return a dense real view of a gradient or weight, of the part that is here (a sparse one is made dense)."""
     dense = tensor.to_dense() if tensor.is_sparse else local(tensor)
     return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def momentum_of(state: Mapping[str, Any]) -> Tensor | None:
+    """Return the running average of gradients in a base optimizer's state of a parameter; None where it has none."""
+    value = state.get("momentum_buffer", state.get("exp_avg"))
+    return value if isinstance(value, Tensor) and value.numel() else None
 
 
 def joint_gradient_norm(params: Sequence[Tensor]) -> Tensor:
@@ -236,14 +242,14 @@ class Momentum(Direction):
         states = base.state
         for param in params:
             state = states.get(param) or {}
-            value = state.get("momentum_buffer", state.get("exp_avg"))
+            value = momentum_of(state)
             if state and not {"momentum_buffer", "exp_avg"} & state.keys():
                 raise RuntimeError(
                     "climbing against the momentum reads 'momentum_buffer' or 'exp_avg' in the base's state, and this "
                     f"{type(base).__name__} keeps {', '.join(sorted(map(str, state)))}: "
                     "use SGD with momentum, or one of the Adam family"
                 )
-            if isinstance(value, Tensor) and value.numel():
+            if value is not None:
                 yield Piece(real(param.detach()), real(value), param, value, shared=True, over=sharding_of(param))
 
 

@@ -33,14 +33,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatwise.directions import real
+from flatwise.directions import momentum_of, real
 from flatwise.norms import joint_norm
 from flatwise.shards import Sharding, local, shardings_of
 
 STEPS, LOOKS, DRAG = "sam_auto_steps", "sam_auto_looks", "sam_auto_drag"
 """Entries of the first group: perturbed steps and looks so far, and the running mean of the drag."""
 
-TINY = 1e-3  # an angle below which rounding is measured
+TINY = 1e-3
+"""An angle below which rounding is measured."""
 START = 0.05
 """First radius along the gradient, where nothing else is said."""
 FIRST = 12
@@ -250,7 +251,8 @@ class Gauge:
             base: whose momentum they are compared with.
         """
         self._first = [(p, _sample(p, p.grad)) for p in params if p.grad is not None]
-        pairs = [(p, first, momentum) for p, first in self._first if (momentum := momentum_of(base, p)) is not None]
+        found = [(p, first, momentum_of(base.state.get(p) or {})) for p, first in self._first]
+        pairs = [(p, first, v) for p, first, v in found if v is not None and v.shape == p.shape]
         if pairs:
             over = shardings_of(p for p, _, _ in pairs)
             self._drags.append(_cosine([g for _, g, _ in pairs], [_sample(p, v) for p, _, v in pairs], over))
@@ -277,13 +279,6 @@ class Gauge:
 
 def _mean(cosines: Sequence[Tensor]) -> float:
     return math.fsum(map(float, cosines)) / len(cosines) if cosines else math.nan
-
-
-def momentum_of(base: Optimizer, param: Tensor) -> Tensor | None:
-    """Return the running average of gradients that a base optimizer keeps, where it is shaped as the weight is."""
-    state = base.state.get(param) or {}
-    value = state.get("momentum_buffer", state.get("exp_avg"))
-    return value if isinstance(value, Tensor) and value.numel() and value.shape == param.shape else None
 
 
 def _sample(param: Tensor, grad: Tensor) -> Tensor:

@@ -230,11 +230,11 @@ class Wired(Optimizer):
         auto, self._gauge = self._auto, None
         if auto is None or not self.last.updated or self.last._reason == "schedule":
             return
-        record, one_pass, number = self.last, self._method.one_pass, self.param_groups[0]
+        record, one_pass, kept = self.last, self._method.one_pass, self.param_groups[0]
         record._turn, record._drag = gauge.turn(), gauge.drag()
-        drag = auto.smoothed(number.get(DRAG), record._drag)
-        seen, looks = Seen(record._turn, self._rise(), drag), int(number.get(LOOKS, 0))
-        number.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
+        drag = auto.smoothed(kept.get(DRAG), record._drag)
+        seen, looks = Seen(record._turn, self._rise(), drag), int(kept.get(LOOKS, 0))
+        kept.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
         settled = looks >= first_looks(one_pass=one_pass, total_steps=self._schedule.total_steps)
         for group, fixed in zip(self.param_groups, self._fixed, strict=True):
             if not fixed and group[self._rho_key] > 0:  # where it is 0, somebody has turned it off
