@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flatwise.directions import Direction, Gradient
+from flatwise.nograd import no_grad
 from flatwise.norms import accumulation_dtype, combine, filter_norms, joint_norm, packs, reduced
 from flatwise.rounding import Rounding
 from flatwise.shards import Sharding, shardings_of
@@ -99,7 +100,7 @@ class Ball:
             return math.inf
         return 1.0 if math.isinf(self.p) else self.p / (self.p - 1)
 
-    @torch.no_grad()
+    @no_grad
     def climb(
         self,
         weights: Sequence[Sequence[Tensor]],
@@ -340,7 +341,7 @@ class ProjectedAscent:
         self._offsets: dict[Tensor, Tensor] = {}
         self._rhos: dict[Tensor, float] = {}
 
-    @torch.no_grad()
+    @no_grad
     def advance(self, groups: Sequence[Sequence[Piece]], rhos: Sequence[float]) -> Climb:
         """Take one step of length rho along the gradient at the present point, and project onto the ball.
 

@@ -17,9 +17,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from flatwise.memory import Memory
+from flatwise.nograd import no_grad
 from flatwise.norms import COARSE, filter_norms, joint_norm
 from flatwise.schedule import StepNoise
-from flatwise.shards import Sharding, local, sharding_of, shardings_of
+from flatwise.shards import Sharding, all_plain, local, sharding_of, shardings_of
 from flatwise.weights import Piece, may_hold_copy
 
 
@@ -151,7 +152,7 @@ class AveragedGradient(Direction):
         if not 0 < self.theta <= 1:
             raise ValueError(f"theta must be in (0, 1], got {self.theta!r}")
 
-    @torch.no_grad()
+    @no_grad
     def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
         norm = joint_norm([piece.grad for piece in pieces], over=[piece.over for piece in pieces])
         if _known_bad(norm):
@@ -193,7 +194,7 @@ class FriendlyGradient(Direction):
         if not 0 <= self.lmbda < 1:
             raise ValueError(f"lmbda must be in [0, 1), got {self.lmbda!r}")
 
-    @torch.no_grad()
+    @no_grad
     def turn(self, pieces: Sequence[Piece], memory: Memory) -> Tensor | None:  # noqa: D102
         norm = joint_norm([piece.grad for piece in pieces], over=[piece.over for piece in pieces])
         if _known_bad(norm):
@@ -240,16 +241,18 @@ class Momentum(Direction):
         self, params: Sequence[Tensor], memory: Memory, base: Optimizer, step: int, part: int
     ) -> Iterator[Piece]:
         states = base.state
-        for param in params:
-            state = states.get(param) or {}
-            value = momentum_of(state)
-            if state and not {"momentum_buffer", "exp_avg"} & state.keys():
+        found = [(param, state, momentum_of(state)) for param in params if (state := states.get(param))]
+        plain = all_plain(params) and all_plain([value for _, _, value in found if value is not None])
+        for param, state, value in found:
+            if value is None and not {"momentum_buffer", "exp_avg"} & state.keys():
                 raise RuntimeError(
                     "climbing against the momentum reads 'momentum_buffer' or 'exp_avg' in the base's state, and this "
                     f"{type(base).__name__} keeps {', '.join(sorted(map(str, state)))}: "
                     "use SGD with momentum, or one of the Adam family"
                 )
-            if value is not None:
+            if value is not None and plain:
+                yield Piece(param, value, param, value, shared=True)
+            elif value is not None:
                 yield Piece(real(param.detach()), real(value), param, value, shared=True, over=sharding_of(param))
 
 
@@ -271,7 +274,7 @@ class PreviousGradient(Direction):
             if value is not None and param.numel():
                 yield Piece(real(param.detach()), value, param, value, shared=True, over=sharding_of(param))
 
-    @torch.no_grad()
+    @no_grad
     def learn(self, params: Sequence[Tensor], memory: Memory, finite: Tensor | bool | None) -> None:  # noqa: D102
         for param in params:
             if param.grad is None:

@@ -19,6 +19,8 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from flatwise.nograd import no_grad
+
 LARGE = 1 << 20
 """Buffers above this many bytes (masks, tables) are copied only if the first pass was seen to write them.
 
@@ -161,10 +163,15 @@ class PassGuard:
         if not self._in_step:
             self._begun = None
 
-    def enter_step(self) -> None:
-        """Stop listening to modules: flatwise itself runs the passes."""
+    def enter_step(self, *, replays: bool = True) -> None:
+        """Stop listening to modules: flatwise itself runs the passes.
+
+        Args:
+            replays: whether a second pass may follow, which needs the state at the beginning of the first.
+        """
         self._in_step = True
-        self.start()
+        if replays:
+            self.start()
         self._remember_buffers()
 
     def await_verdict(self, wanted: bool) -> None:
@@ -180,7 +187,7 @@ class PassGuard:
             known = {id(b) for b, _ in self._initial}  # the parts of a batch follow each other
             self._initial += [(b, b.detach().clone()) for _, _, b in self._buffers() if id(b) not in known]
 
-    @torch.no_grad()
+    @no_grad
     def settle(self, finite: Tensor | bool | None) -> None:
         """Decide, after the last pass, whether what the step did to buffers stays.
 
@@ -241,7 +248,7 @@ class PassGuard:
         if self._begun is not None and (always or not self.fresh_masks):
             self._begun.put()
 
-    @torch.no_grad()
+    @no_grad
     def end(self, *, keep_random: bool = False) -> None:
         """Put buffers and random state back to where the first pass left them. Safe to call twice.
 

@@ -18,7 +18,8 @@ from flatwise.descent import Descent, KeepGraph, Late, second_order_term
 from flatwise.directions import Gradient
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
-from flatwise.norms import COARSE, accumulation_dtype, combine, joint_norm, reduced
+from flatwise.nograd import no_grad
+from flatwise.norms import COARSE, DTYPE, IS_CPU, accumulation_dtype, combine, joint_norm, reduced
 from flatwise.parallel import Ranks
 from flatwise.passes import Closure, later_pass
 from flatwise.radius import Gauge
@@ -27,7 +28,7 @@ from flatwise.rounding import Arrival, warn_if_swallowed
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule, StepNoise
 from flatwise.select import Selection
-from flatwise.shards import Sharding, is_sharded, reshard
+from flatwise.shards import Sharding, any_sharded, reshard
 from flatwise.true_gradient import true_gradients
 from flatwise.weights import Displacement, Piece, pieces_of
 
@@ -119,7 +120,7 @@ class Look:
     ) -> None:
         self._part, self._gauge = part, gauge
         self._method, self._ascent = method, method.ascent
-        self._sharded = any(map(is_sharded, method.params()))
+        self._sharded = any_sharded(method.params())
         self._groups, self._rhos = method.base.param_groups, rhos
         self._guard, self._record = guard, record
         draws = None
@@ -129,9 +130,10 @@ class Look:
         several = self._ascent.steps > 1
         self._path = ProjectedAscent(self._ascent.ball, self._displacement) if several else None
         self._clean: list[Tensor | None] | None = None
-        self.moved = self._away = False
+        self.moved = self._away = self._closed = False
         self.keep_random = False
 
+    @no_grad
     def displace(self) -> bool:
         """Move the weights, along the gradients in ``.grad`` (which are used up) or what stands in for them.
 
@@ -144,7 +146,7 @@ class Look:
         if self._method.descent.needs_clean and self._clean is None:
             self._clean = [_held(p.grad) for p in self._method.params()]
         if not self._method.arrives:
-            coarse = {p.dtype for p in self._method.params()} & COARSE
+            coarse = COARSE.intersection(map(DTYPE, self._method.params()))
             self._displacement.arrival = Arrival() if coarse else None
         if direction.streams:
             moved = self._stream()
@@ -190,9 +192,10 @@ class Look:
 
     def _displace_once(self, groups: list[list[Piece]], rhos: Sequence[float], scaled: Sequence[bool]) -> bool:
         ball, direction = self._ascent.ball, self._ascent.direction
-        everything = [piece for pieces in groups for piece in pieces]
+        everything = groups[0] if len(groups) == 1 else [piece for pieces in groups for piece in pieces]
         norm = direction.turn(everything, self._method.memory)
-        if ball.overwrites or not all(piece.param.is_cpu for piece in everything):
+        params = [piece.param for piece in everything]
+        if ball.overwrites or not all(map(IS_CPU, params)):
             for piece in everything:
                 piece.unshare()
         climb = ball.climb(
@@ -220,7 +223,7 @@ class Look:
             for device in {piece.param.device for piece in pieces}:
                 here = [piece for piece in pieces if piece.param.device == device]
                 self._displacement.add(here, scale.to(device) * (direction.sign * rho))
-        coarse = not COARSE.isdisjoint({piece.param.dtype for piece in everything})
+        coarse = not COARSE.isdisjoint(map(DTYPE, params))
         if coarse and all(use or not ball.adaptive for use in scaled) and ball.adaptive != "fisher":
             achieved = self._achieved(ball, everything)
             self._record._radius = lambda: float(achieved)
@@ -269,7 +272,7 @@ class Look:
                 record._gradient_norm = climb.norm if norm is None else norm
         record._radius = _radius(ball, climb, rhos)
 
-    @torch.no_grad()
+    @no_grad
     def _achieved(self, ball: Ball, everything: Sequence[Piece]) -> Tensor:
         cut = {id(piece.param): piece.over for piece in everything}  # what is cut is moved as it is, in one piece
         parts, over = [], []
@@ -348,8 +351,11 @@ class Look:
 
     def close(self) -> None:
         """Bring weights, buffers and random state back. Safe to call again."""
+        if self._closed:
+            return
         self.undo()
         self._guard.close(keep_random=self.keep_random)
+        self._closed = True
 
     def add_second_order(self, closure: Closure) -> None:
         """Add the dropped term to the gradients in ``.grad``, by a third pass, at w.

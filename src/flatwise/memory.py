@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatwise.nograd import no_grad
 from flatwise.norms import COARSE
 from flatwise.shards import local, placed_like
 
@@ -70,7 +71,7 @@ class Memory:
             return torch.zeros_like(like, dtype=torch.float32 if like.dtype in COARSE else like.dtype)
         return known
 
-    @torch.no_grad()
+    @no_grad
     def settle(self, group: dict[str, Any], finite: Tensor | bool | None) -> None:
         """Remember what was put aside, unless the update is withheld.
 
@@ -110,7 +111,7 @@ class Memory:
             if (entries := {**self._promised.get(param, {}), **self._kept.get(param, {})})
         }
 
-    @torch.no_grad()
+    @no_grad
     def load(
         self,
         groups: Sequence[dict[str, Any]],

@@ -17,6 +17,7 @@ from torch import Tensor
 from flatwise.descent import Descent, Late
 from flatwise.directions import joint_gradient_norm, real
 from flatwise.memory import Memory
+from flatwise.nograd import no_grad
 from flatwise.norms import joint_dot, joint_norm
 from flatwise.shards import Sharding, is_sharded, local, placed_like, sharding_of, shardings_of
 
@@ -120,7 +121,7 @@ class GradientNormPenalty(Descent):
         """Check alpha: a finite number >= 0."""
         _checked("alpha", self.alpha)
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         if self.alpha != 1:
             before, after, _ = paired(params, clean)
@@ -154,7 +155,7 @@ class WeightedSharpness(Descent):
     def adds_late(self) -> bool:  # noqa: D102
         return self.decoupled
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         weight = self.gamma / (1 - self.gamma)
         if not self.decoupled:
@@ -179,7 +180,7 @@ class Renormalised(Descent):
 
     needs_clean: ClassVar[bool] = True
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         before, after, over = paired(params, clean)
         renormalise_(after, before, over)
@@ -201,7 +202,7 @@ class SurrogateGap(Descent):
         """Check alpha: a finite number >= 0."""
         _checked("alpha", self.alpha)
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         if self.alpha:
             before, after, over = paired(params, clean)
@@ -230,7 +231,7 @@ class ReusedPart(Descent):
         """Check alpha: a finite number >= 0."""
         _checked("alpha", self.alpha)
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, params: Sequence[Tensor], clean: Sequence[Tensor | None], memory: Memory) -> Late | None:  # noqa: D102
         moved = [p for p, before in zip(params, clean, strict=True) if before is not None and p.grad is not None]
         before = [real(local(g, p)) for p, g in zip(params, clean, strict=True) if g is not None and p.grad is not None]
@@ -247,7 +248,7 @@ class ReusedPart(Descent):
             memory.set(param, "kept", value)
         return None
 
-    @torch.no_grad()
+    @no_grad
     def reuse(self, params: Sequence[Tensor], memory: Memory) -> None:  # noqa: D102
         grads, parts, over = [], [], []
         for param in params:

@@ -26,6 +26,9 @@ SMALL = 1 << 16
 _BLOCK = 1 << 18
 """Elements worked on at once where there are many."""
 
+IS_CPU, DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
+"""To be mapped over many tensors."""
+
 COARSE = frozenset({torch.float16, torch.bfloat16})
 """Dtypes of weights so coarse that a perturbation must be measured to be known."""
 
@@ -46,12 +49,9 @@ def kinds_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """
     if not tensors:
         return []
-    if all(map(_IS_CPU, tensors)) and len({t.dtype for t in tensors}) == 1:
+    if all(map(IS_CPU, tensors)) and len(set(map(DTYPE, tensors))) == 1:
         return [list(tensors)]
     return [lists[0] for lists, _ in _group_tensors_by_device_and_dtype([list(tensors)]).values()]  # type: ignore[misc]
-
-
-_IS_CPU = attrgetter("is_cpu")
 
 
 def packs(*lists: Iterable[Tensor], limit: int = _BLOCK) -> list[tuple[list[Tensor], ...]]:
@@ -99,7 +99,7 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
 
 def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     sizes = [t.numel() for t in kind]
-    if max(sizes, default=0) < SMALL:
+    if sum(sizes) <= _BLOCK or max(sizes) < SMALL:
         return list(kind), []
     small = [t for t, size in zip(kind, sizes, strict=True) if size < SMALL]
     return small, [t for t, size in zip(kind, sizes, strict=True) if size >= SMALL]
@@ -146,7 +146,7 @@ def joint_norm(tensors: Sequence[Tensor], q: float = 2.0, over: Sequence[Shardin
     if over is not None and any(over):
         parts = {s: [t for t, o in zip(tensors, over, strict=True) if o == s] for s in dict.fromkeys(over)}
         return combine([reduced(joint_norm(ts, q), q, s, _width(ts)) for s, ts in parts.items()], q)
-    if all(map(_IS_CPU, tensors)):
+    if all(map(IS_CPU, tensors)):
         return _host_norm(tensors, q)
     return combine(_all_norms(tensors, q), q)
 
@@ -195,6 +195,8 @@ def _host_norm(tensors: Sequence[Tensor], q: float) -> Tensor:
             double = True
         else:
             value = peak
+    elif len(norms) == 1:
+        return norms[0]
     return torch.tensor(value, dtype=torch.float64 if double else torch.float32)
 
 
@@ -281,20 +283,24 @@ def all_finite(tensors: Sequence[Tensor]) -> bool | Tensor:
 
 def _device_finite(kind: list[Tensor]) -> Tensor:
     """Check in one launch, that of torch.amp.GradScaler, scaling by exactly 1."""
+    return _found_in(kind) == 0
+
+
+def _found_in(kind: list[Tensor]) -> Tensor:
     found = torch.zeros((), device=kind[0].device)
     torch._amp_foreach_non_finite_check_and_unscale_(kind, found, torch.ones_like(found))
-    return found == 0
+    return found
 
 
 def _host_finite(kind: list[Tensor]) -> bool:
     """Check small tensors as on a device; that writes every byte back, so large ones are only read."""
     small, large = _by_size(kind)
-    if small and not _device_finite(small):
+    if small and float(_found_in(small)):
         return False
     for tensor in large:
-        norm = float(torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype)))
-        # An infinite norm may also mean that finite squares left the range; only then look at every element.
-        if math.isnan(norm) or (math.isinf(norm) and not all(map(_every_element_finite, _blocks(tensor)))):
+        # One infinity or NaN makes the sum one. So may finite numbers; only then look at every element.
+        total = float(tensor.sum(dtype=accumulation_dtype(tensor.dtype)))
+        if not math.isfinite(total) and not all(map(_every_element_finite, _blocks(tensor))):
             return False
     return True
 

@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn import Module
 
+from flatwise.nograd import no_grad
 from flatwise.norms import kinds_of
 from flatwise.passes import removed
 from flatwise.shards import is_sharded, local, sharding_of
@@ -106,7 +107,7 @@ class Ranks:
                     stack.enter_context(module.no_sync())
             yield
 
-    @torch.no_grad()
+    @no_grad
     def agreed(self, norm: Tensor | None, device: torch.device) -> Tensor:
         """Return the norm of this rank's first gradient; NaN on all ranks where that of one is not finite.
 
@@ -122,7 +123,7 @@ class Ranks:
         distributed.all_reduce(bad)
         return torch.where(bad > 0, torch.full_like(norm, float("nan")), norm)
 
-    @torch.no_grad()
+    @no_grad
     def share(self, params: Sequence[Tensor]) -> None:
         """Average the gradients of the ranks that share a perturbation.
 
@@ -161,7 +162,7 @@ def spoiled_unless(finite: Tensor, params: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
+@no_grad
 def assert_replicas_equal(params: Iterable[Tensor]) -> None:
     """Check that all ranks hold the same weights, bit for bit; every rank must call it.
 

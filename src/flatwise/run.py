@@ -247,7 +247,7 @@ class Run:
         local = self.local
         if not ranked:
             self._warm_up(ascend)
-            guard.enter_step()
+            guard.enter_step(replays=self.active and not one_pass)
         moved = one_pass and look.displace()
         with (
             nullcontext() if own else refuse_stale_gradients(method.base.param_groups),
@@ -300,8 +300,8 @@ class Run:
             raise RuntimeError(
                 "the closure left no gradients in its second run: it must call loss.backward() each time"
             )
-        look.compare()
         look.undo()
+        look.compare()  # after it, when the copy of the weights is gone
         if method.descent.adds_term:
             look.add_second_order(ascend)
             record.closure_calls += 1

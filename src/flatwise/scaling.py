@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatwise.nograd import no_grad
 from flatwise.shards import local
 
 NOT_ATTACHED = """scaler.step(opt, closure) was called, and the optimizer does not know the scaler: its gradients \
@@ -103,7 +104,7 @@ class Scaling:
             self._passes.append(_Pass(groups))
             self._scaler.unscale_(self._passes[-1])
 
-    @torch.no_grad()
+    @no_grad
     def scale(self, params: Iterable[Tensor], *, back: bool = False) -> None:
         """Multiply gradients by the scale, or divide by it: exact, unless somebody chose a scale that is no power of 2.
 

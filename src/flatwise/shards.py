@@ -9,23 +9,42 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
+_WHOLE = frozenset({Parameter, Tensor})
+_DENSE = frozenset({torch.strided})
+_LAYOUT, _DTYPE = attrgetter("layout"), attrgetter("dtype")
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether a tensor is a ``DTensor``, without importing what is not in use."""
-    kind = type(tensor)
-    if kind is Parameter or kind is Tensor:  # the common case, asked for every parameter in every step
+    if type(tensor) in _WHOLE:  # the common case, asked for every parameter in every step
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether one of the tensors is a ``DTensor``."""
+    tensors = list(tensors)
+    return not _WHOLE.issuperset(map(type, tensors)) and any(map(is_sharded, tensors))
+
+
+def all_plain(tensors: Collection[Tensor]) -> bool:
+    """Tell whether all tensors are whole, dense and real, as nearly always: then none needs a view of its own."""
+    return (
+        _WHOLE.issuperset(map(type, tensors))
+        and _DENSE.issuperset(map(_LAYOUT, tensors))
+        and not any(dtype.is_complex for dtype in set(map(_DTYPE, tensors)))
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,9 @@ def sharding_of(tensor: Tensor) -> Sharding | None:
 
 def shardings_of(tensors: Iterable[Tensor]) -> list[Sharding | None]:
     """Return how each tensor is cut."""
+    tensors = list(tensors)
+    if not any_sharded(tensors):
+        return [None] * len(tensors)
     return [sharding_of(tensor) for tensor in tensors]
 
 
@@ -154,7 +176,7 @@ def distinct(over: Iterable[Sharding | None]) -> list[Sharding]:
     Returns:
         What a verdict must be reduced over.
     """
-    found = list(dict.fromkeys(s for s in over if s is not None))
+    found = list(dict.fromkeys(filter(None, over)))
 
     def covered(one: Sharding) -> bool:
         dims = {dim for dim, _ in one.cut}

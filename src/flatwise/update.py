@@ -10,13 +10,10 @@ from torch.optim import Optimizer
 
 from flatwise.descent import Late
 from flatwise.directions import real
+from flatwise.nograd import no_grad
 from flatwise.norms import all_finite, joint_norm, kinds_of
 from flatwise.record import StepRecord
-from flatwise.shards import Sharding, agreed, distinct, is_sharded, local, placed_like, shardings_of
-
-
-def _is_plain(grad: Tensor) -> bool:
-    return not (grad.is_sparse or grad.is_complex() or is_sharded(grad))
+from flatwise.shards import Sharding, agreed, all_plain, distinct, is_sharded, local, placed_like, shardings_of
 
 
 def _numbers(grad: Tensor) -> Tensor:
@@ -27,15 +24,14 @@ def _numbers(grad: Tensor) -> Tensor:
 
 def _gradients(base: Optimizer) -> list[Tensor]:
     """Return all gradients as dense real tensors, of the parts that are here; they share their memory."""
-    found = []
-    for group in base.param_groups:
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if is_sharded(param.grad):
-                param.grad = placed_like(param, local(param.grad, param))
-            found.append(param.grad)
-    return found if all(map(_is_plain, found)) else [_numbers(grad) for grad in found]
+    params = [p for group in base.param_groups for p in group["params"]]
+    found = [grad for p in params if (grad := p.grad) is not None]
+    if all_plain(found):
+        return found
+    for param in params:
+        if param.grad is not None and is_sharded(param.grad):
+            param.grad = placed_like(param, local(param.grad, param))
+    return [_numbers(p.grad) for p in params if p.grad is not None]
 
 
 def _over(base: Optimizer) -> list[Sharding | None]:
@@ -43,7 +39,7 @@ def _over(base: Optimizer) -> list[Sharding | None]:
     return shardings_of(p for group in base.param_groups for p in group["params"] if p.grad is not None)
 
 
-@torch.no_grad()
+@no_grad
 def withhold_nonfinite(
     base: Optimizer, record: StepRecord, late: Late | None = None, *, first: bool = False, wait: bool = False
 ) -> bool:
@@ -88,7 +84,7 @@ def withhold_nonfinite(
     return False
 
 
-@torch.no_grad()
+@no_grad
 def clip(base: Optimizer, record: StepRecord, largest: float) -> None:
     """Scale the gradients down to a norm, as ``torch.nn.utils.clip_grad_norm_`` does.
 
@@ -108,7 +104,7 @@ def clip(base: Optimizer, record: StepRecord, largest: float) -> None:
         torch._foreach_mul_(kind, factor.to(kind[0].device, kind[0].dtype))
 
 
-@torch.no_grad()
+@no_grad
 def add_late(base: Optimizer, record: StepRecord, late: Late) -> None:
     """Take ``lr * difference`` from the weights after the base's step, unless the update was withheld.
 
@@ -128,7 +124,7 @@ def add_late(base: Optimizer, record: StepRecord, late: Late) -> None:
         real(param.detach()).sub_(change)
 
 
-@torch.no_grad()
+@no_grad
 def spoil_unless(finite: Tensor, grads: Sequence[Tensor]) -> None:
     """Write NaN into one gradient unless ``finite``, without reading it.
 

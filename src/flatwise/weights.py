@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
+from flatwise.nograd import no_grad
+from flatwise.norms import COARSE, DTYPE, SMALL, accumulation_dtype, packs
 from flatwise.rounding import Arrival, round_at_random
 from flatwise.schedule import StepNoise
-from flatwise.shards import Sharding, local, sharding_of
+from flatwise.shards import Sharding, all_plain, local, sharding_of
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
@@ -100,11 +101,16 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False,
     """
     found: list[Piece] = []
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    params = list(params)
+    plain = all_plain(params) and all_plain([grad for p in params if (grad := p.grad) is not None])
     for param in params:
         grad = param.grad
-        if grad is None or not param.numel():
+        if grad is None or not (count := param.numel()):
             continue
         param.grad = None
+        if plain and count < SMALL:
+            found.append(Piece(param, grad, param, grad, None, False, shared))
+            continue
         over = sharding_of(param)
         if local(param) is not param:
             weight, here = local(param.detach()), local(grad, param)
@@ -112,13 +118,9 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False,
                 weight, here = torch.view_as_real(weight), torch.view_as_real(here.resolve_conj())
             found.append(Piece(weight, here, param, grad, shared=shared, over=over))
             continue
-        small = grad.numel() < SMALL
-        if small and not grad.is_sparse and not grad.is_complex():
-            found.append(Piece(param, grad, param, grad, shared=shared))
-            continue
         on_host = grad.device.type == "cpu"
         # DistributedDataParallel may hand out views of its buckets and write into them again in the second pass.
-        owned = on_host and not small and not distributed and not shared and sys.getrefcount(grad) <= _OWNED
+        owned = on_host and count >= SMALL and not distributed and not shared and sys.getrefcount(grad) <= _OWNED
         piece = _piece(param, grad, owned, find_rows and on_host, whole)
         piece.shared = shared
         found.append(piece)
@@ -186,7 +188,7 @@ class Displacement:
         self._draws = draws
         self.arrival: Arrival | None = None
 
-    @torch.no_grad()
+    @no_grad
     def add(self, pieces: Sequence[Piece], factor: float | Tensor) -> None:
         """Move ``param`` to ``param + factor * grad`` for each piece, keeping exact copies.
 
@@ -207,7 +209,7 @@ class Displacement:
             grads = [piece.grad for piece in whole]
             copies = self._keep(params, [piece.owner if piece.over is not None else None for piece in whole])
             # `alpha` would be rounded to the dtype of the weights, which ruins a small factor in half precision.
-            if isinstance(factor, float) and COARSE.isdisjoint({param.dtype for param in params}):
+            if isinstance(factor, float) and COARSE.isdisjoint(map(DTYPE, params)):
                 torch._foreach_add_(params, grads, alpha=factor)
             elif isinstance(factor, float) or self._draws is not None or self.arrival is not None:
                 for ps, gs, before in packs(params, grads, copies):
@@ -216,10 +218,10 @@ class Displacement:
                 torch._foreach_mul_(grads, factor)
                 torch._foreach_add_(params, grads)
 
-    @torch.no_grad()
+    @no_grad
     def place(self, params: Sequence[Tensor], copies: Sequence[Tensor], offsets: Sequence[Tensor]) -> None:
         """Move ``param`` to ``copy + offset``; the caller has kept ``copies`` with :meth:`keep`."""
-        if self._draws is None or COARSE.isdisjoint({p.dtype for p in params}):
+        if self._draws is None or COARSE.isdisjoint(map(DTYPE, params)):
             torch._foreach_copy_(list(params), list(copies))
             torch._foreach_add_(list(params), list(offsets))
             return
@@ -230,7 +232,7 @@ class Displacement:
             else:
                 param.copy_(exact)
 
-    @torch.no_grad()
+    @no_grad
     def keep(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Copy ``params``, to be written back by :meth:`undo`, and return the copies."""
         return self._keep(list(params))
@@ -239,9 +241,13 @@ class Displacement:
         """Return pairs of the weights as they are now and as they were, same shapes."""
         return [pair for entry in self._log for pair in entry.moved()]
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Write every copy back in place. Safe to call again after an interrupt, and when nothing was moved."""
+        if self._log:
+            self._undo()
+
+    @no_grad
+    def _undo(self) -> None:
         while self._log:
             self._log[-1].undo()
             self._log.pop()

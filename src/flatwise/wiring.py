@@ -20,6 +20,7 @@ from flatwise.guards import PassGuard
 from flatwise.joint import Joint
 from flatwise.look import Look, Method
 from flatwise.memory import STEP, Memory
+from flatwise.nograd import no_grad
 from flatwise.parallel import Ranks, SyncAscent, ranks
 from flatwise.radius import DRAG, LOOKS, STEPS, AutoRadius, Gauge, Seen, first_looks
 from flatwise.record import StepRecord
@@ -204,6 +205,7 @@ class Wired(Optimizer):
                 "leave the `with opt.perturbed()` block, or call opt.restore(), first"
             )
 
+    @no_grad
     def _before_base_step(self, *_: Any) -> None:
         self._refuse_while_perturbed()
         if self._unchecked:
