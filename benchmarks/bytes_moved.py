@@ -22,13 +22,17 @@ from typing import Any
 import torch
 
 import flatwise
-from family_cost import KNOWN, PATTERN, method_step
+from allocations import live_bytes
+from family_cost import BEFORE, KNOWN, PATTERN, method_step
 from step_cost import Counter
-from step_cost_contestants import CONTESTANTS, RHO, TwoPasses
-from step_cost_models import make_task
+from step_cost_contestants import BASES, CONTESTANTS, RHO, TwoPasses
+from step_cost_models import Task, make_task
 
 PEERS = [name for name in CONTESTANTS if name != "limit"]
+HALF = "sam, first half of the tensors at rho 0"
 Row = dict[str, float]
+ROUND = 32
+"""Steps of ``frugal`` of which one looks at its radius."""
 
 
 def counted(work: Callable[[], Any]) -> tuple[float, float]:
@@ -46,6 +50,25 @@ def pages(work: Callable[[], Any]) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / PATTERN
 
 
+def peak(step: Callable[[], Any], count: int) -> int:
+    """Return the peak of live bytes in some steps, above the state between two of them."""
+
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return live_bytes(steps)[0]
+
+
+def half_step(task: Task) -> tuple[Callable[[], Any], Any]:
+    """Return a step of SAM that moves the second half of the tensors, and its optimizer."""
+    half = len(task.params) // 2
+    groups = [{"params": task.params[:half], "rho": 0.0}, {"params": task.params[half:]}]
+    kind, options = BASES["sgd"]
+    opt = flatwise.SAM(groups, kind, RHO, **options)
+    return lambda: opt.step(task.loss, task.batch), opt
+
+
 def measure(model: str, names: list[str], say: Callable[[str], None] = print) -> dict[str, Row]:
     """Count on one model.
 
@@ -55,8 +78,9 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         say: takes a line for each.
 
     Returns:
-        For each the gradients of a step, and beyond them and the base's step: launches, bytes for each parameter; and
-        the pages touched first in a whole step, in multiples of the parameters.
+        For each the gradients of a step, and beyond them and the base's step: launches, bytes for each parameter; the
+        peak of memory beyond that of plain training; and the pages touched first in a whole step. The last two are in
+        multiples of the parameters.
     """
     task = make_task(model)
     plain = TwoPasses(task, "sgd")
@@ -65,7 +89,13 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
     gradient, update = counted(plain.closure), counted(plain.optimizer.step)
     numbers = sum(p.numel() for p in task.params)
     size = sum(p.nbytes for p in task.params)
-    del task, plain
+
+    def training() -> None:
+        plain.closure()
+        plain.optimizer.step()
+
+    least = peak(training, PATTERN)
+    del task
     rows: dict[str, Row] = {}
     for name in names:
         own = make_task(model)
@@ -73,12 +103,14 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         try:
             if name in CONTESTANTS:
                 step = CONTESTANTS[name](own, "sgd")
+            elif name == HALF:
+                step, opt = half_step(own)
             else:
                 step, opt = method_step(name, own)
         except (ValueError, ImportError) as error:
             say(f"{model:10} {name:26} left out: {error}")
             continue
-        for _ in range(PATTERN):
+        for _ in range(PATTERN if opt is None else BEFORE):
             step()
         launches = moved = passes = 0.0
         for _ in range(PATTERN):
@@ -88,6 +120,7 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         passes /= PATTERN
         rows[name] = {
             "passes": passes,
+            "peak": (peak(step, ROUND if name == "frugal" else PATTERN) - least) / size,
             "launches": launches / PATTERN - passes * gradient[0] - update[0],
             "bytes": (moved / PATTERN - passes * gradient[1] - update[1]) / numbers,
             "fresh": pages(step) * resource.getpagesize() / size,
@@ -106,20 +139,23 @@ def page(record: dict[str, Any]) -> str:
         record: what ``--out`` keeps.
 
     Returns:
-        Markdown: bytes per parameter, and in brackets launches, for each model.
+        Markdown: bytes per parameter, in brackets launches, and the peak of memory, for each model.
     """
     models = record["models"]
     lines = ["| method | " + " | ".join(models) + " |", "|---" * (1 + len(models)) + "|"]
     for name in dict.fromkeys(name for rows in models.values() for name in rows):
-        cells = [f"{r[name]['bytes']:.0f} ({r[name]['launches']:+.0f})" if name in r else "" for r in models.values()]
-        shown = name if name in CONTESTANTS else f"`{name}`"
+        cells = [
+            f"{r[name]['bytes']:.0f} ({r[name]['launches']:+.0f}), {r[name]['peak']:.2f}" if name in r else ""
+            for r in models.values()
+        ]
+        shown = name if name in CONTESTANTS or name == HALF else f"`{name}`"
         lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Parse, count, write."""
-    known = [*flatwise.list_variants(), *PEERS]
+    known = [*flatwise.list_variants(), HALF, *PEERS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(KNOWN), default=["mlp", "deep", "resnet18"])
     parser.add_argument("--methods", nargs="+", choices=known, default=known)

@@ -31,6 +31,8 @@ from step_cost_models import LARGE, MODELS, Task, make_task
 
 PATTERN = 5
 """Steps in a turn: the period of ``every-k`` and ``looksam``."""
+BEFORE = 25
+"""Steps of a method before the clock: ``frugal`` looks at its radius on every second of the first 24."""
 KNOWN = {**MODELS, **LARGE}
 Rows = dict[str, dict[str, float]]
 
@@ -87,8 +89,9 @@ def measure(model: str, names: list[str], turns: int) -> Rows:
         except ValueError as error:
             print(f"{model:12} {name:14} left out: {error}", flush=True)
             continue
-        for _ in range(PATTERN):
+        for _ in range(BEFORE):
             step()
+        for _ in range(PATTERN):
             gradient()
             base.step()
         ratios, relative, passes = [], [], []

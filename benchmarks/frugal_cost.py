@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from allocations import live_bytes
 from frugal_contestants import CONTESTANTS, Contestant
 from frugal_tasks import Task, Training
 
@@ -76,15 +76,12 @@ def peak(task: Task, contestant: Contestant) -> int:
     """Return the peak of live bytes in a training of 20 steps, above the state before the first one."""
     training = Training(task, contestant, 0, PROFILED)
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+
+    def train() -> None:
         for _ in range(PROFILED):
             training.step()
-    live = highest = 0
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        highest = max(highest, live)
-    return highest
+
+    return live_bytes(train)[0]
 
 
 def measure(task: Task, contestants: Sequence[Contestant]) -> dict[str, dict[str, Any]]:

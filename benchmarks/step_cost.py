@@ -15,7 +15,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from allocations import live_bytes
 from step_cost_contestants import BASES, CONTESTANTS, RHO, Step
 from step_cost_models import MODELS, Task, make_task
 
@@ -210,29 +209,14 @@ def memory(name: str, base: str, contestant: str) -> tuple[int, int]:
     task = make_task(name)
     step = CONTESTANTS[contestant](task, base)
     gc.collect()
-    peaks = []
-
-    def measured(work: Callable[[], Any]) -> int:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-            work()
-        live = peak = 0
-        events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            live += event.nbytes()
-            peak = max(peak, live)
-        peaks.append(peak)
-        return live
 
     def clear() -> None:
         for p in task.params:
             p.grad = None
 
-    kept = sum(measured(work) for work in (step, clear))
-    before = kept
-    kept += measured(step)
-    peak = before + peaks[-1]
-    kept += measured(clear)
-    return peak, kept
+    before = sum(live_bytes(work)[1] for work in (step, clear))
+    peak, left = live_bytes(step)
+    return before + peak, before + left + live_bytes(clear)[1]
 
 
 # All of it

@@ -80,6 +80,19 @@ def test_what_is_shown(kind: str) -> None:
     assert opt.param_groups[0]["rho"] != pytest.approx(0.05 * stretch)
 
 
+@both
+def test_a_group_that_comes_later_joins_in_at_the_radius_of_the_others(kind: str) -> None:
+    model = mlp()
+    opt = MAKERS[kind](model)
+    first = opt.param_groups[0]["rho"]
+    train(model, opt, range(12))
+    reached = opt.param_groups[0]["rho"]
+    assert reached != pytest.approx(first)
+    opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "rho": 0.7})
+    assert [group["rho"] for group in opt.param_groups] == [reached, reached, 0.7]
+
+
 def test_frugal_costs_a_thirty_second_and_twelve_looks() -> None:
     model, passes = mlp(), 0.0
     opt = Frugal(sgd(model, 0.01), total_steps=640)

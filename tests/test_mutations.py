@@ -45,6 +45,18 @@ MUTATIONS = {
         "            pass\n",
         "test_guards.py",
     ),
+    "no random state to replay": (
+        "run.py",
+        "guard.enter_step(replays=self.active and not one_pass)",
+        "guard.enter_step(replays=False)",
+        "test_guards.py",
+    ),
+    "an infinite sum taken for an infinity": (
+        "norms.py",
+        "if not math.isfinite(total) and not all(",
+        "if not math.isfinite(total) or not all(",
+        "test_norms.py",
+    ),
     "masks not replayed": ("guards.py", "            self._begun.put()", "            pass", "test_guards.py"),
     "random state of two passes": ("guards.py", "            self._after.put()", "            pass", "test_guards.py"),
     "norm of the first group only": (

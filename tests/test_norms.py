@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatwise import SAM, norms
-from flatwise.norms import SMALL, all_finite, combine, joint_norm, packs
+from flatwise.norms import BLOCK, SMALL, all_finite, combine, joint_norm, packs
 from oracles.perturbation import norm as exact_norm
 
 INF = math.inf
@@ -32,8 +32,9 @@ COLLECTIONS = {
     "one": [(5,)],
     "scalars": [(), ()],
     "many shapes": [(3, 4), (7,), (), (2, 2, 2, 2)],
-    "small and large": [(SMALL,), (3, 5), (SMALL // 2, 3), (4,)],
-    "just below large": [(SMALL - 1,), (SMALL,), (SMALL + 1,)],
+    "few enough to pack": [(SMALL,), (3, 5), (SMALL // 2, 3), (4,)],
+    "small and large": [(BLOCK,), (3, 5), (SMALL // 2, 3), (4,)],
+    "just below large": [(SMALL - 1,), (SMALL,), (SMALL + 1,), (SMALL + 1,)],
     "many": [(17,)] * 60,
     "with empty ones": [(0,), (3,), (2, 0), (4,), (0,)],
 }
@@ -122,7 +123,7 @@ def test_what_is_not_finite_stays_so(q: float, bad: float) -> None:
 @each_q
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 def test_the_norms_of_an_accelerator_agree_with_those_of_the_host(q: float, dtype: torch.dtype) -> None:
-    kind = [torch.randn(shape).to(dtype) for shape in ((3, 4), (7,), (SMALL,), ())]
+    kind = [torch.randn(shape).to(dtype) for shape in ((3, 4), (7,), (SMALL,), (BLOCK,), ())]
     accumulate = norms.accumulation_dtype(dtype)
     got = norms._device_norms(kind, q, accumulate)
     assert {n.dtype for n in got} == {accumulate}
@@ -158,7 +159,7 @@ def test_norms_of_parts_combine(q: float) -> None:
 
 @pytest.mark.parametrize("bad", [INF, -INF, math.nan], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("shape", [(3,), (SMALL,), (SMALL // 2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(3,), (SMALL,), (BLOCK + 1,), (BLOCK // 2, 3)], ids=str)
 def test_one_bad_element_is_found(bad: float, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensors = [torch.ones(5, dtype=dtype), torch.ones(shape, dtype=dtype), torch.ones(2)]
     assert bool(all_finite(tensors))
@@ -171,7 +172,7 @@ def test_one_bad_element_is_found(bad: float, dtype: torch.dtype, shape: tuple[i
 def test_large_finite_numbers_are_finite() -> None:
     """Their sum and their squares are not."""
     for dtype in (torch.float64, torch.float32, *HALF):
-        most = torch.full((SMALL,), torch.finfo(dtype).max, dtype=dtype)
+        most = torch.full((BLOCK,), torch.finfo(dtype).max, dtype=dtype)
         assert bool(all_finite([most, most[:9], -most]))
 
 

@@ -23,8 +23,8 @@ SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
 
 
-_BLOCK = 1 << 18
-"""Elements worked on at once where there are many."""
+BLOCK = 1 << 18
+"""Elements worked on at once where there are many; fewer in all are packed, whatever their sizes."""
 
 IS_CPU, DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
 """To be mapped over many tensors."""
@@ -54,7 +54,7 @@ def kinds_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return [lists[0] for lists, _ in _group_tensors_by_device_and_dtype([list(tensors)]).values()]  # type: ignore[misc]
 
 
-def packs(*lists: Iterable[Tensor], limit: int = _BLOCK) -> list[tuple[list[Tensor], ...]]:
+def packs(*lists: Iterable[Tensor], limit: int = BLOCK) -> list[tuple[list[Tensor], ...]]:
     """Cut parallel lists of tensors into packs of one device and dtype with at most ``limit`` elements each.
 
     Args:
@@ -99,7 +99,7 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
 
 def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     sizes = [t.numel() for t in kind]
-    if sum(sizes) <= _BLOCK or max(sizes) < SMALL:
+    if sum(sizes) <= BLOCK or max(sizes) < SMALL:
         return list(kind), []
     small = [t for t, size in zip(kind, sizes, strict=True) if size < SMALL]
     return small, [t for t, size in zip(kind, sizes, strict=True) if size >= SMALL]
@@ -306,9 +306,9 @@ def _host_finite(kind: list[Tensor]) -> bool:
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.numel() <= _BLOCK:
+    if tensor.numel() <= BLOCK:
         return (tensor,)
-    return torch.split(tensor.reshape(-1), _BLOCK)
+    return torch.split(tensor.reshape(-1), BLOCK)
 
 
 def _every_element_finite(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ probabilities that make the mean right (stochastic rounding), lets all of it arr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -67,7 +67,7 @@ class Arrival:
         return float(sum(self._along, torch.zeros(()))) / whole if whole > 0 else 1.0
 
 
-def warn_if_swallowed(share: float, dtypes: set[torch.dtype]) -> None:
+def warn_if_swallowed(share: float, dtypes: Collection[torch.dtype]) -> None:
     """Warn if too little of a perturbation arrives.
 
     Args:

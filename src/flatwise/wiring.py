@@ -107,8 +107,13 @@ class Wired(Optimizer):
         if len(groups) == self._guarded and all(STEP in group and self._rho_key in group for group in groups):
             return
         self._fixed += [self._rho_key in group for group in groups[len(self._fixed) :]]
+        radius = self._default_rho
+        if self._auto is not None:  # what comes later joins in where the others are
+            known = zip(groups[: self._guarded], self._fixed, strict=False)
+            now = (group.get(self._rho_key) for group, fixed in known if not fixed)
+            radius = next(filter(None, now), radius)
         for group in groups:
-            group.setdefault(self._rho_key, self._default_rho)
+            group.setdefault(self._rho_key, radius)
             group.setdefault(STEP, 0)
         if len(groups) > self._guarded:
             self._guard.expect(p for g in groups[self._guarded :] for p in g["params"])
