@@ -263,7 +263,7 @@ def test_ctrl_c_ends_every_process_with_one_sentence(tiny: Make, tmp_path: Path)
 
 def test_the_command_that_repeats_it(tiny: Make) -> None:
     written = command(CompareConfig(methods="sgd,sam:rho=0.5", epochs=3, equal_compute=True).resolved())
-    assert written == 'flatwise compare --methods "sgd,sam:rho=0.5" --epochs 3 --lr "0.05" --equal-compute'
+    assert written == "flatwise compare --methods sgd,sam:rho=0.5 --epochs 3 --lr 0.05 --equal-compute"
 
 
 def test_the_protocol_says_what_is_noisy_and_what_is_clean(tiny: Make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -141,8 +141,8 @@ def command(config: CompareConfig) -> str:
             continue
         words.append(flag(field.name))
         if value is not True:
-            words.append(str(value) if str(value).replace(",", "").isalnum() else json.dumps(str(value)))
-    return " ".join(words)
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def protocol(config: CompareConfig, results: Result) -> str:
