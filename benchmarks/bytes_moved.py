@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import flatwise
 from allocations import live_bytes
@@ -50,8 +51,10 @@ def pages(work: Callable[[], Any]) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / PATTERN
 
 
-def peak(step: Callable[[], Any], count: int) -> int:
-    """Return the peak of live bytes in some steps, above the state between two of them."""
+def peak(step: Callable[[], Any], params: Sequence[Tensor], count: int) -> int:
+    """Return the peak of live bytes in some steps, above the state between two of them, without gradients."""
+    for param in params:
+        param.grad = None  # what is alive now and freed later might not be seen
 
     def steps() -> None:
         for _ in range(count):
@@ -94,7 +97,7 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         plain.closure()
         plain.optimizer.step()
 
-    least = peak(training, PATTERN)
+    least = peak(training, task.params, PATTERN)
     del task
     rows: dict[str, Row] = {}
     for name in names:
@@ -120,7 +123,7 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         passes /= PATTERN
         rows[name] = {
             "passes": passes,
-            "peak": (peak(step, ROUND if name == "frugal" else PATTERN) - least) / size,
+            "peak": (peak(step, own.params, ROUND if name == "frugal" else PATTERN) - least) / size,
             "launches": launches / PATTERN - passes * gradient[0] - update[0],
             "bytes": (moved / PATTERN - passes * gradient[1] - update[1]) / numbers,
             "fresh": pages(step) * resource.getpagesize() / size,
