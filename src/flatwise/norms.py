@@ -23,6 +23,9 @@ SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
 
 
+FEW = 8
+"""So many tensors are not packed: that costs more than their launches."""
+
 BLOCK = 1 << 18
 """Elements worked on at once where there are many; fewer in all are packed, whatever their sizes."""
 
@@ -93,11 +96,15 @@ def _host_norms(kind: list[Tensor], q: float, dtype: torch.dtype) -> list[Tensor
     # Float32 sums of squares lose digits over millions of elements: the blocks are combined in float64.
     blocks = [block for t in large for block in _blocks(t)]
     if small:
-        blocks.append(small[0] if len(small) == 1 else _flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
-    return [torch.linalg.vector_norm(t, q, dtype=dtype) for t in blocks if t.numel()]
+        blocks.append(_flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
+    wider = None if kind[0].dtype == dtype else dtype
+    return [torch.linalg.vector_norm(t, q, dtype=wider) for t in blocks if t.numel()]
 
 
 def _by_size(kind: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Part tensors into those to be worked on together and those that are worked on one by one."""
+    if len(kind) <= FEW:
+        return [], list(kind)
     sizes = [t.numel() for t in kind]
     if sum(sizes) <= BLOCK or max(sizes) < SMALL:
         return list(kind), []
@@ -185,8 +192,8 @@ def reduced(norm: Tensor, q: float, over: Sharding | None, width: torch.dtype = 
 def _host_norm(tensors: Sequence[Tensor], q: float) -> Tensor:
     """The joint norm on the CPU, in Python numbers once there are few: reading one costs less than a launch."""
     norms = _all_norms(tensors, q)
-    double = any(n.dtype == torch.float64 for n in norms)
-    value = _sum_up([float(n) for n in norms], q)
+    value = _sum_up(list(map(float, norms)), q)
+    double = torch.float64 in map(DTYPE, norms)
     if norms and not _comfortable(value, q, torch.float64 if double else torch.float32):
         peak = _sum_up([float(n) for n in _all_norms(tensors, math.inf)], math.inf)
         if 0 < peak < math.inf:
@@ -202,6 +209,8 @@ def _host_norm(tensors: Sequence[Tensor], q: float) -> Tensor:
 
 def _sum_up(norms: Sequence[float], q: float) -> float:
     """Return the ``q``-norm of a vector whose parts have these ``q``-norms."""
+    if q == 2:
+        return math.hypot(*norms)
     peak = max(norms, default=0.0)
     if len(norms) <= 1 or peak == 0 or any(map(math.isnan, norms)) or math.isinf(peak):
         return math.nan if any(map(math.isnan, norms)) else peak
@@ -210,7 +219,7 @@ def _sum_up(norms: Sequence[float], q: float) -> float:
 
 def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
     """Tell whether a norm and the powers it was summed from lie well inside the range of their dtype."""
-    if math.isnan(value) or math.isinf(q):
+    if math.isnan(value) or math.isinf(q) or (q == 2 and 1e-15 < value < 1e18):
         return True
     low, high = (-280.0, 300.0) if dtype == torch.float64 else (-30.0, 37.0)
     return 0 < value < math.inf and low < q * math.log10(value) < high
