@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -167,7 +168,10 @@ def _pretrained(seed: int, size: int, epochs: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Chars:
-    """A small transformer predicts the next character of the standard library's sources; scored by minus its loss."""
+    """A small transformer predicts the next character of the standard library's sources.
+
+    It is scored by minus its loss; one that diverged, as one that guesses.
+    """
 
     context: int = 32
     width: int = 32
@@ -188,7 +192,8 @@ class Chars:
         test_inputs, test_labels = test_inputs[::3], test_labels[::3]
 
         def score(model: nn.Module) -> float:
-            return -float(cross_entropy(_logits(model, test_inputs), test_labels))
+            loss = float(cross_entropy(_logits(model, test_inputs), test_labels))
+            return -min(loss, math.log(SYMBOLS)) if math.isfinite(loss) else -math.log(SYMBOLS)
 
         return Material(model, inputs, labels, score)
 

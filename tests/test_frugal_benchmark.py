@@ -129,6 +129,14 @@ def test_test_text_is_of_other_modules(bench: Any) -> None:
     assert labels.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
+@pytest.mark.parametrize("factor", [math.nan, 1e9])
+def test_a_text_that_diverged_scores_as_a_guess(bench: Any, factor: float) -> None:
+    material = tiny(bench, "chars").build(0)
+    with torch.no_grad():
+        material.model.head.weight.mul_(factor)
+    assert material.score(material.model) == -math.log(128)
+
+
 def test_losses_of_samples_have_the_mean_loss(bench: Any) -> None:
     for logits, labels in (
         (torch.randn(6, 5), torch.randint(5, (6,))),
