@@ -1,7 +1,7 @@
 """Does a method without a radius, at the base optimizer's price, keep SAM's gain, and is it ever worse than the base?
 
-Fifteen tasks (``frugal_tasks.py``), of which five are set aside; every contestant (``frugal_contestants.py``) trains from
-the same seeds. Each training is written at once, so that an interrupted run goes on where it was.
+Fifteen tasks (``frugal_tasks.py``), of which five are set aside; every contestant (``frugal_contestants.py``) trains
+from the same seeds. Each training is written at once, so that an interrupted run goes on where it was.
 
     python benchmarks/frugal.py                                 # train what is missing of the ten of development
     python benchmarks/frugal.py --half held-out                 # of the five others; scores are not shown
