@@ -1,13 +1,13 @@
 """Does a method without a radius, at the base optimizer's price, keep SAM's gain, and is it ever worse than the base?
 
-Ten tasks (``frugal_tasks.py``), of which half are set aside; every contestant (``frugal_contestants.py``) trains from
-the same seeds. Each training is written at once, so that an interrupted run goes on where it was.
+Fifteen tasks (``frugal_tasks.py``), of which five are set aside; every contestant (``frugal_contestants.py``) trains
+from the same seeds. Each training is written at once, so that an interrupted run goes on where it was.
 
-    python benchmarks/frugal.py                                 # train what is missing of the development half
-    python benchmarks/frugal.py --half held-out                 # of the other half; scores are not shown
+    python benchmarks/frugal.py                                 # train what is missing of the ten of development
+    python benchmarks/frugal.py --half held-out                 # of the five others; scores are not shown
     python benchmarks/frugal.py --contestants base,frugal       # some contestants; --tasks, --seeds likewise
     python benchmarks/frugal.py --time                          # relative time and memory
-    python benchmarks/frugal.py --table                         # the tables of the development half
+    python benchmarks/frugal.py --table                         # the tables of the ten
     python benchmarks/frugal.py --page --half all               # into docs/frugal.md, with the picture
     python benchmarks/frugal.py --forget frugal                 # before another rule is tried
 """
@@ -54,7 +54,7 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def train(jobs: list[Job], workers: int, folder: Path) -> int:
-    """Train, and write each result at once; no score is shown, since half of the tasks are set aside.
+    """Train, and write each result at once; no score is shown, since some of the tasks are set aside.
 
     Returns:
         How many trainings broke; they are said, and the others go on.

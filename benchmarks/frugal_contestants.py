@@ -191,6 +191,7 @@ _ROWS = (
 )
 _ABLATIONS = (
     Contestant("no turn", "frugal", {"auto": {"turn": 1e-6}}),
+    Contestant("no slope", "frugal", {"auto": {"slope": 0.0}}),
     Contestant("no rise", "frugal", {"auto": {"rise": 1e9}}),
     Contestant("no drag", "frugal", {"auto": {"drag": 1e9}}),
     Contestant("falls as it rises", "frugal", {"auto": {"down": 1.0, "slow": 1.0}}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from flatwise.lab.data import ImageData, load_data
 from flatwise.lab.models import build_model
-from flatwise.lab.split import make_split
+from flatwise.lab.split import make_split, with_noise
 from flatwise.seeds import derive, stream
 from frugal_models import TinyViT
 from suggest_rho_chars import Transformer
@@ -111,16 +112,25 @@ class FineTune:
 
     A pixel is the mean of 2 × 2. The first training is part of the seed: it is made anew, always the same, once in
     each process.
+
+    Attributes:
+        size: images of the even classes.
+        pretrain_size: images of the odd ones, whose labels are right.
+        pretrain_epochs: of the first training.
+        noise: share of wrong labels among the even ones.
     """
 
     size: int = 500
     pretrain_size: int = 4000
     pretrain_epochs: int = 4
+    noise: float = 0.0
 
     def __call__(self, seed: int) -> Material:
         """Build the task of a seed."""
         data = _images("fashion-mnist", True)
         inputs, labels = _classes(seed, 0, self.size)
+        if self.noise:
+            labels = with_noise(labels, self.noise, 5, stream(seed, "noise"))
         shape = tuple(data.train_inputs.shape[1:])
         model = build_model("cnn-small", shape, 5, derive(seed, "weights"))
         model.load_state_dict(_pretrained(seed, self.pretrain_size, self.pretrain_epochs))
@@ -158,7 +168,10 @@ def _pretrained(seed: int, size: int, epochs: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Chars:
-    """A small transformer predicts the next character of the standard library's sources; scored by minus its loss."""
+    """A small transformer predicts the next character of the standard library's sources.
+
+    It is scored by minus its loss; one that diverged, as one that guesses.
+    """
 
     context: int = 32
     width: int = 32
@@ -179,7 +192,8 @@ class Chars:
         test_inputs, test_labels = test_inputs[::3], test_labels[::3]
 
         def score(model: nn.Module) -> float:
-            return -float(cross_entropy(_logits(model, test_inputs), test_labels))
+            loss = float(cross_entropy(_logits(model, test_inputs), test_labels))
+            return -min(loss, math.log(SYMBOLS)) if math.isfinite(loss) else -math.log(SYMBOLS)
 
         return Material(model, inputs, labels, score)
 

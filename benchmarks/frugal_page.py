@@ -17,7 +17,7 @@ from frugal_tasks import HALVES
 BEGIN, END = "<!-- benchmark: written by benchmarks/frugal.py --page -->", "<!-- end of the benchmark -->"
 DRAWN = ("frugal", "sam auto", "sam 0.05", "msam", "looksam", "late", "temperon", "base 2x", "ema")
 HEAD = ("contestant", "seeds", "minus the base", "", "of SAM's gain", "time", "memory")
-TITLES = {"development": "The tasks on which the rule was made", "held-out": "The tasks that were set aside"}
+TITLES = {"development": "The ten tasks on which the rule was made", "held-out": "The five that were set aside"}
 
 
 def _number(found: Estimate, digits: int, sign: str = "+") -> str:
@@ -68,7 +68,7 @@ def show(records: Sequence[Record], contestants: Sequence[str]) -> None:
 
 
 def markdown(records: Sequence[Record], contestants: Sequence[str]) -> str:
-    """Write the tables of the page, half by half."""
+    """Write the tables of the page, part by part."""
     lines = []
     for half in HALVES:
         of_half = [record for record in records if record.task.half == half]

@@ -363,23 +363,37 @@ def turns(form: Callable[..., None], rho: AutoRadius) -> tuple[list[float], list
     return seen, radii, snapshot(model)
 
 
+BLIND: dict[str, Any] = {"rise": 1e9, "slope": 0.0}
+"""Without the losses, which flatwise does not see where the passes are the caller's."""
+
+
 def test_every_form_sees_the_same() -> None:
-    """Without the rise, which flatwise does not see where the passes are the caller's."""
-    wanted = turns(by_closure, AutoRadius(rise=1e9))
+    wanted = turns(by_closure, AutoRadius(**BLIND))
     assert len(set(wanted[1])) > 3
     assert not any(map(math.isnan, wanted[0]))
     for form in (*INSIDE, *OUTSIDE):
-        assert_same(turns(form, AutoRadius(rise=1e9)), wanted)
+        assert_same(turns(form, AutoRadius(**BLIND)), wanted)
 
 
-def test_the_rise_counts_where_it_is_seen() -> None:
-    rule = AutoRadius(rise=1e-3)
+@pytest.mark.parametrize("more", [{"rise": 1e-3}, {"slope": 1e3}])
+def test_the_losses_count_where_they_are_seen(more: dict[str, float]) -> None:
+    rule, blind = AutoRadius(**{**BLIND, **more}), turns(by_closure, AutoRadius(**BLIND))[1]
     wanted = turns(by_closure, rule)
-    assert wanted[1][-1] < turns(by_closure, AutoRadius(rise=1e9))[1][-1]
+    assert wanted[1][-1] < blind[-1]
     for form in INSIDE:
         assert turns(form, rule)[1] == wanted[1]
     for form in OUTSIDE:
-        assert turns(form, rule)[1] == turns(by_closure, AutoRadius(rise=1e9))[1]
+        assert turns(form, rule)[1] == blind
+
+
+@pytest.mark.parametrize(("name", "counted"), [("frugal", True), ("asam", True), ("stale", False), ("random", False)])
+def test_the_slope_is_one_along_the_gradient(name: str, counted: bool) -> None:
+    radii = []
+    for slope in (0.0, 1e9):
+        model = mlp()
+        opt = flatwise.create(name, sgd(model), rho=AutoRadius(slope=slope, rise=1e9, drag=5.0))
+        radii.append(path(opt, model, range(12)))
+    assert (radii[0] != radii[1]) == counted
 
 
 @pytest.mark.parametrize("form", OUTSIDE)

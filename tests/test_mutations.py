@@ -222,6 +222,18 @@ MUTATIONS = {
         "flat[::STRIDE] * 1.0",
         "test_radius.py",
     ),
+    "a rise of the loss that has no say": (
+        "radius.py",
+        "if self.slope > 0 and",
+        "if False and",
+        "test_radius.py",
+    ),
+    "a slope across the gradient": (
+        "wiring.py",
+        "if self._acting.ascent.direction.uses_gradient else math.nan",
+        "if True else math.nan",
+        "test_auto.py::test_the_slope_is_one_along_the_gradient",
+    ),
     "a look as far along the gradient as along the momentum": (
         "stepping.py",
         "[rho / stretch for rho in self._radii]",

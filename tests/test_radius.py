@@ -14,7 +14,7 @@ import flatwise
 from flatwise import AutoRadius, Frugal
 from flatwise.radius import Gauge, Seen, as_auto, first_looks
 
-ANGLE = math.acos(0.94)
+ANGLE = math.acos(0.93)
 NAN = math.nan
 
 
@@ -22,9 +22,10 @@ def follow(seen: Seen, rho: float = 1.0, *, settled: bool = True, one_pass: bool
     return AutoRadius(**options).next(rho, seen, first=options.get("first", 1.0), settled=settled, one_pass=one_pass)
 
 
-def turned(share: float, rise: float = NAN, drag: float | None = None) -> Seen:
+def turned(share: float, rise: float = NAN, drag: float | None = None, slope: float = NAN) -> Seen:
     """An angle that is ``share`` of the one that is aimed at."""
-    return Seen(math.cos(share * ANGLE), rise, drag)
+    turn = math.cos(share * ANGLE)
+    return Seen(turn, rise, drag, slope * (1 - turn))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,16 @@ def turned(share: float, rise: float = NAN, drag: float | None = None) -> Seen:
         (turned(0.8, rise=0.1, drag=0.05), False, True, 1.25),
         (turned(0.8, rise=0.1, drag=-0.9), False, True, 1.25),
         (turned(1.25, rise=0.7, drag=0.08), False, True, 0.5),
+        (turned(0.8, slope=9.0), False, True, 1.25),
+        (turned(0.8, slope=5.4), False, True, 1.2),
+        (turned(0.8, slope=3.6), False, True, 0.8),
+        (turned(1.25, slope=3.15), False, True, 0.7),
+        (turned(0.8, rise=0.5, slope=3.6), False, True, 0.7),
+        (turned(0.8, rise=0.4, slope=3.15), False, True, 0.7),
+        (turned(0.8, slope=3.6, drag=0.1), False, True, 0.5),
+        (turned(0.8, slope=0.9), False, True, 0.5),
+        (turned(0.8, slope=0.0), False, True, 0.5),
+        (turned(0.8, slope=-9.0), False, True, 0.5),
         # Later ones by its power: up, down or slow.
         (turned(0.8), True, True, 1.25),
         (turned(0.8), True, False, 1.25**0.2),
@@ -50,11 +61,16 @@ def turned(share: float, rise: float = NAN, drag: float | None = None) -> Seen:
         (turned(1.25), True, True, 0.8**0.05),
         (turned(1.25), True, False, 0.8**0.05),
         (turned(0.8, rise=0.7), True, True, 0.5**0.05),
+        (turned(0.8, slope=3.6), True, True, 0.8**0.05),
+        (turned(0.8, slope=5.4), True, True, 1.2),
+        (turned(0.8, slope=5.4), True, False, 1.2**0.2),
+        (turned(0.8, slope=3.6, drag=0.0625), True, True, 0.8**0.5),
         (turned(0.8, drag=0.0625), True, True, 0.8**0.5),
         (turned(2.0, drag=0.0625), True, True, 0.5**0.5),
         # No turn at all: as far up as it goes. Nothing seen: as it was.
         (Seen(1.0, NAN, None), False, True, 2.0),
         (Seen(1.0000001, NAN, None), False, True, 2.0),
+        (Seen(1.0000001, NAN, None, 1e-5), False, True, 2.0),
         (Seen(-1.0, NAN, None), False, True, 0.5),
         (Seen(NAN, 5.0, 0.9), False, True, 1.0),
         (turned(0.8, rise=math.inf), False, True, 0.5),
@@ -75,6 +91,8 @@ def test_it_does_not_fall_below_an_eighth_of_the_first() -> None:
 def test_settings_are_used() -> None:
     assert follow(turned(0.8, rise=0.1), settled=False, rise=0.05) == pytest.approx(0.5)
     assert follow(turned(0.8, drag=0.5), settled=False, drag=0.4) == pytest.approx(0.8)
+    assert follow(turned(0.8, slope=3.6), settled=False, slope=4.0) == pytest.approx(0.9)
+    assert follow(turned(0.8, slope=0.1), settled=False, slope=0.0) == pytest.approx(1.25)
     assert follow(turned(0.5), up=0.5) == pytest.approx(2**0.5)
     assert follow(turned(0.5), up=0.5, one_pass=False) == pytest.approx(2**0.5)
     assert follow(turned(2.0), down=0.25) == pytest.approx(0.5**0.25)
@@ -127,6 +145,8 @@ def test_the_first_radius() -> None:
         ({"turn": 0.0}, r"turn is a cosine and must be in \(0, 1\), got 0.0"),
         ({"turn": 1.0}, "turn is a cosine"),
         ({"turn": NAN}, "turn is a cosine"),
+        ({"slope": -1.0}, "slope must be >= 0, got -1.0"),
+        ({"slope": NAN}, "slope must be >= 0"),
         ({"rise": 0.0}, "rise must be > 0, got 0.0"),
         ({"rise": NAN}, "rise must be > 0"),
         ({"drag": -0.1}, "drag must be > 0, got -0.1"),

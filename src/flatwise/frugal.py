@@ -1,4 +1,4 @@
-"""A preset for those who want SAM's gain at the base optimizer's price, with nothing to tune (docs/frugal.md)."""
+"""A preset near the base optimizer's price, with nothing to tune (docs/frugal.md says what it reaches)."""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
 """A radius that sets itself: ``rho="auto"`` (docs/frugal.md has the reasons and the record).
 
 What a radius does to a step can be seen in the step. Let g be the gradient of a batch at w, g' that of the same batch
-at w + eps, l and l' the losses, v the base's momentum. Three numbers without a unit:
+at w + eps, l and l' the losses, v the base's momentum. Four numbers:
 
-    turn = <g, g'> / (||g|| ||g'||)         1 where the perturbation changes nothing
-    rise = (l' - l) / l                     0 likewise
-    drag = <g, v> / (||g|| ||v||)           positive where one step after the other goes the same way
+    turn  = <g, g'> / (||g|| ||g'||)        1 where the perturbation changes nothing
+    slope = (l' - l) / (1 - turn)           how much the loss rises for the gradient to turn, in nats
+    rise  = (l' - l) / l                    0 where the perturbation changes nothing
+    drag  = <g, v> / (||g|| ||v||)          positive where one step after the other goes the same way
 
-A *look* measures them. The radius is moved until the turn or the rise is what is aimed at, whichever comes first; where
-steps still go the same way, there is nothing yet to protect the network from, and the radius makes way:
+A *look* measures them. The radius is moved until the turn, the slope or the rise is what is aimed at, whichever comes
+first; where steps still go the same way, there is nothing yet to protect the network from, and the radius makes way:
 
-    q   = min(arccos(turn*) / arccos(turn), rise* / rise, drag* / drag where drag > drag*)
+    q   = min(arccos(turn*) / arccos(turn), slope / slope*, rise* / rise, drag* / drag where drag > drag*)
     rho <- max(rho_0 / 8, rho clip(q^k, 1/2, 2))
+
+The slope falls as 1 / rho: the loss rises with rho, and ``1 - turn`` with its square. So it is a radius too, of that
+length at which the rise is worth the turn.
 
 with the drag averaged over looks. It rises fast and falls slowly, but for the drag (k is ``up``, ``down`` or
 ``slow``): a network that learns wrong labels by heart bends its loss more and more, and a radius that gave way would
@@ -60,6 +64,8 @@ class AutoRadius:
 
     Attributes:
         turn: cosine between the gradients at w and at w + eps that is aimed at, 0 < turn < 1.
+        slope: rise of the loss, in its own unit (nats), over ``1 - turn``, that is aimed at where it comes first, >= 0.
+            0 leaves it out, as where flatwise does not see the losses, or the look is not along the gradient.
         rise: relative rise of the loss that is aimed at where it comes first, > 0. Where a framework runs the passes,
             flatwise does not see the losses, and this is left out.
         drag: cosine between the gradient at w and the base's momentum above which the radius falls, > 0. Left out
@@ -67,12 +73,13 @@ class AutoRadius:
         start: first radius along the gradient; None: 0.05, or the default of a method that is made by its name.
         every: steps from look to look, after the first ones; None: 4 with two passes, 32 with one.
         up: exponent where the radius rises, 0 < up <= 1; None: 0.2 with two passes, 1 with one.
-        down: exponent where turn or rise let it fall, 0 <= down <= 1.
+        down: exponent where turn, slope or rise let it fall, 0 <= down <= 1.
         slow: exponent where the drag lets it fall, 0 <= slow <= 1.
         memory: decay of the average of the drag over looks, 0 <= memory < 1.
     """
 
-    turn: float = 0.94
+    turn: float = 0.93
+    slope: float = 4.5
     rise: float = 0.35
     drag: float = 0.05
     start: float | None = None
@@ -90,6 +97,7 @@ class AutoRadius:
         """
         wrong = {
             f"turn is a cosine and must be in (0, 1), got {self.turn!r}": not 0 < self.turn < 1,
+            f"slope must be >= 0, got {self.slope!r}": not self.slope >= 0,
             f"rise must be > 0, got {self.rise!r}": not self.rise > 0,
             f"drag must be > 0, got {self.drag!r}": not self.drag > 0,
             f"start must be a finite number > 0, got {self.start!r}": (
@@ -163,7 +171,10 @@ class AutoRadius:
         """
         if math.isnan(seen.turn):
             return radius
-        quotient = math.acos(self.turn) / max(math.acos(max(-1.0, min(1.0, seen.turn))), TINY)
+        angle = max(math.acos(max(-1.0, min(1.0, seen.turn))), TINY)
+        quotient = math.acos(self.turn) / angle
+        if self.slope > 0 and not math.isnan(seen.nats):
+            quotient = min(quotient, max(seen.nats, 0.0) / (self.slope * (1 - math.cos(angle))))
         if seen.rise > 0:
             quotient = min(quotient, self.rise / seen.rise)
         dragged = seen.drag is not None and seen.drag > self.drag
@@ -184,11 +195,13 @@ class Seen:
         turn: cosine between both gradients; NaN where it is not known.
         rise: relative rise of the loss; NaN where it is not known.
         drag: average cosine between the gradient at w and the momentum; None where it is not known.
+        nats: rise of the loss itself; NaN where it is not known, or not along the gradient.
     """
 
     turn: float
     rise: float
     drag: float | None
+    nats: float = math.nan
 
 
 Radius = float | str | AutoRadius | Callable[[int], float]

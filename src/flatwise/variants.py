@@ -104,7 +104,7 @@ _ROWS = (
             direction=Momentum),
     Variant("frugal", "against the base's momentum, at a radius that sets itself", ("ascent",), 0.3, (0.3, 10.0),
             "1 + 1/32", "Becker, Altrock, Risse, arXiv 2401.12033; the radius: docs/frugal.md",
-            "weak: ten small tasks of our own", _options(rho="auto"), direction=Momentum),
+            "weak: fifteen small tasks of our own", _options(rho="auto"), direction=Momentum),
     Variant("stale", "up the last step's gradient", ("ascent",), 0.05, _WIDE, "1",
             "Jo, Lim, Lee, arXiv 2503.11147; S2-SAM, NeurIPS 2024", "mixed: three groups for, one against", memory="1",
             direction=PreviousGradient),

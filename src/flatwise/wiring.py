@@ -240,7 +240,10 @@ class Wired(Optimizer):
         record, one_pass, kept = self.last, self._method.one_pass, self.param_groups[0]
         record._turn, record._drag = gauge.turn(), gauge.drag()
         drag = auto.smoothed(kept.get(DRAG), record._drag)
-        seen, looks = Seen(record._turn, self._rise(), drag), int(kept.get(LOOKS, 0))
+        loss, perturbed = self._losses()
+        rise = (perturbed - loss) / loss if loss > 0 else math.nan
+        nats = perturbed - loss if self._acting.ascent.direction.uses_gradient else math.nan
+        seen, looks = Seen(record._turn, rise, drag, nats), int(kept.get(LOOKS, 0))
         kept.update({LOOKS: looks + 1} if drag is None else {LOOKS: looks + 1, DRAG: drag})
         settled = looks >= first_looks(one_pass=one_pass, total_steps=self._schedule.total_steps)
         for group, fixed in zip(self.param_groups, self._fixed, strict=True):
@@ -249,17 +252,18 @@ class Wired(Optimizer):
                     group[self._rho_key], seen, first=self._default_rho, settled=settled, one_pass=one_pass
                 )
 
-    def _rise(self) -> float:
-        """Return the relative rise of the loss in this step, over all ranks; NaN where it is not known."""
+    def _losses(self) -> tuple[float, float]:
+        """Return the losses at w and at w + eps, the mean over all ranks; NaN where they are not known."""
         losses = torch.tensor([self.last.loss, self.last.perturbed_loss], dtype=torch.float64)
         if ranks() > 1:
             params = self._method.params()
             if not (self._method.ranks.wrappers() or any(map(is_sharded, params))):
-                return math.nan  # ranks that do not know of each other see different losses, and would part
+                return math.nan, math.nan  # ranks that do not know of each other see other losses, and would part
             losses = losses.to(params[0].device, torch.float32)
             torch.distributed.all_reduce(losses)
+            losses /= ranks()
         loss, perturbed = losses.tolist()
-        return (perturbed - loss) / loss if loss > 0 else math.nan
+        return loss, perturbed
 
     def _after_base_step(self, *_: Any) -> None:
         if self._verdict_left:

@@ -3,8 +3,9 @@
 The form is that of ``family_ascent``. A step that looks has g = grad L(w), g' = grad L(w + eps), the losses l and l',
 and the base's momentum v:
 
-    turn = <g, g'> / (||g|| ||g'||), rise = (l' - l) / l, drag <- 3/4 drag + 1/4 <g, v> / (||g|| ||v||)
-    q = min(arccos(turn*) / arccos(turn), rise* / rise, drag* / drag where drag > drag*)
+    turn = <g, g'> / (||g|| ||g'||), slope = (l' - l) / (1 - turn), rise = (l' - l) / l
+    drag <- 3/4 drag + 1/4 <g, v> / (||g|| ||v||)
+    q = min(arccos(turn*) / arccos(turn), slope / slope*, rise* / rise, drag* / drag where drag > drag*)
     rho <- max(rho_0 / 8, rho clip(q^k, 1/2, 2))
 """
 
@@ -22,10 +23,13 @@ def cosine(a, b):
 class Rho:
     """rho, what it was at first, and what is counted."""
 
-    def __init__(self, rho, first_looks, every, up, turn=0.94, rise=0.35, drag=0.05, down=0.05, slow=0.5, memory=0.75):
+    def __init__(
+        self, rho, first_looks, every, up, turn=0.93, slope=4.5, rise=0.35, drag=0.05, down=0.05, slow=0.5, memory=0.75
+    ):
         self.rho = self.rho_0 = rho
         self.first_looks, self.every, self.up = first_looks, every, up
-        self.turn, self.rise, self.drag, self.down, self.slow, self.memory = turn, rise, drag, down, slow, memory
+        self.turn, self.slope, self.rise, self.drag = turn, slope, rise, drag
+        self.down, self.slow, self.memory = down, slow, memory
         self.steps = self.looks = 0
         self.average = 0.0
 
@@ -38,9 +42,10 @@ class Rho:
 
     def seen(self, g, g_prime, loss, loss_prime, v):
         turn, rise = cosine(g, g_prime), (loss_prime - loss) / loss
+        slope = (loss_prime - loss) / (1 - turn)
         if v is not None:
             self.average = self.memory * self.average + (1 - self.memory) * cosine(g, v)
-        q = math.acos(self.turn) / math.acos(turn)
+        q = min(math.acos(self.turn) / math.acos(turn), max(slope, 0) / self.slope)
         if rise > 0:
             q = min(q, self.rise / rise)
         same_way = self.average > self.drag
