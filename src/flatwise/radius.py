@@ -33,11 +33,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flatwise.directions import momentum_of, real
+from flatwise.nograd import no_grad
 from flatwise.norms import joint_norm
 from flatwise.shards import Sharding, local, shardings_of
 
@@ -255,7 +255,7 @@ class Gauge:
         self._cosines: list[Tensor] = []
         self._drags: list[Tensor] = []
 
-    @torch.no_grad()
+    @no_grad
     def before(self, params: Sequence[Tensor], base: Optimizer) -> None:
         """Keep the gradients at w.
 
@@ -263,14 +263,14 @@ class Gauge:
             params: with gradients in ``.grad``.
             base: whose momentum they are compared with.
         """
-        self._first = [(p, _sample(p, p.grad)) for p in params if p.grad is not None]
+        self._first = [(p, _sample(p, p.grad, keep=True)) for p in params if p.grad is not None]
         found = [(p, first, momentum_of(base.state.get(p) or {})) for p, first in self._first]
         pairs = [(p, first, v) for p, first, v in found if v is not None and v.shape == p.shape]
         if pairs:
             over = shardings_of(p for p, _, _ in pairs)
             self._drags.append(_cosine([g for _, g, _ in pairs], [_sample(p, v) for p, _, v in pairs], over))
 
-    @torch.no_grad()
+    @no_grad
     def after(self) -> None:
         """Compare them with the gradients that are in ``.grad`` now."""
         pairs = [(p, first, _sample(p, p.grad)) for p, first in self._first if p.grad is not None]
@@ -294,10 +294,12 @@ def _mean(cosines: Sequence[Tensor]) -> float:
     return math.fsum(map(float, cosines)) / len(cosines) if cosines else math.nan
 
 
-def _sample(param: Tensor, grad: Tensor) -> Tensor:
-    """Return a copy of those numbers of a gradient that are looked at, as heavy as all of them."""
+def _sample(param: Tensor, grad: Tensor, *, keep: bool = False) -> Tensor:
+    """Return those numbers of a gradient that are looked at, as heavy as all of them; a copy where it is kept."""
     flat = real(local(grad, param)).reshape(-1)
-    return flat[::STRIDE] * math.sqrt(STRIDE) if flat.numel() > SMALL else flat.clone()
+    if flat.numel() > SMALL:
+        return flat[::STRIDE] * math.sqrt(STRIDE)
+    return flat.clone() if keep else flat
 
 
 def _cosine(first: Sequence[Tensor], second: Sequence[Tensor], over: Sequence[Sharding | None]) -> Tensor:
