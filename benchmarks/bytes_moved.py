@@ -2,7 +2,7 @@
 
     python benchmarks/bytes_moved.py                              # every method, and the contestants of step_cost.py
     python benchmarks/bytes_moved.py --models mlp --methods sam msam
-    python benchmarks/bytes_moved.py --out record.json            # keep the record
+    python benchmarks/bytes_moved.py --out record.json            # keep the record; what it held stays in it
     python benchmarks/bytes_moved.py --page record.json           # the table of docs/speed.md
 
 Counted, not timed, so a busy machine changes nothing: each operation with the bytes of the tensors that it reads and
@@ -158,10 +158,10 @@ def page(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Parse, count, write."""
-    known = [*flatwise.list_variants(), HALF, *PEERS]
+    names = [*flatwise.list_variants(), HALF, *PEERS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(KNOWN), default=["mlp", "deep", "resnet18"])
-    parser.add_argument("--methods", nargs="+", choices=known, default=known)
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, help="write the record as JSON")
     parser.add_argument("--page", type=Path, help="count nothing; print the table of this record")
     arguments = parser.parse_args()
@@ -169,9 +169,12 @@ def main() -> None:
         print(page(json.loads(arguments.page.read_text())))
         return
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"torch": torch.__version__, "rho": RHO, "models": {}}
+    known = arguments.out is not None and arguments.out.exists()
+    record: dict[str, Any] = json.loads(arguments.out.read_text()) if known else {"models": {}}
+    record |= {"torch": torch.__version__, "rho": RHO}
     for model in arguments.models:
-        record["models"][model] = measure(model, arguments.methods, lambda line: print(line, flush=True))
+        found = measure(model, arguments.methods, lambda line: print(line, flush=True))
+        record["models"].setdefault(model, {}).update(found)
         if arguments.out:
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
