@@ -110,10 +110,11 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
                 step, opt = half_step(own)
             else:
                 step, opt = method_step(name, own)
-        except (ValueError, ImportError) as error:
+            step()
+        except (ValueError, ImportError, RuntimeError) as error:  # such as what torch cannot differentiate twice
             say(f"{model:10} {name:26} left out: {error}")
             continue
-        for _ in range(PATTERN if opt is None else BEFORE):
+        for _ in range(BEFORE if name == "frugal" else PATTERN):
             step()
         launches = moved = passes = 0.0
         for _ in range(PATTERN):

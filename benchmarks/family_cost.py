@@ -32,7 +32,7 @@ from step_cost_models import LARGE, MODELS, Task, make_task
 PATTERN = 5
 """Steps in a turn: the period of ``every-k`` and ``looksam``."""
 BEFORE = 25
-"""Steps of a method before the clock: ``frugal`` looks at its radius on every second of the first 24."""
+"""Steps of ``frugal`` before the clock: it looks at its radius on every second of the first 24."""
 KNOWN = {**MODELS, **LARGE}
 Rows = dict[str, dict[str, float]]
 
@@ -86,10 +86,11 @@ def measure(model: str, names: list[str], turns: int) -> Rows:
     for name in names:  # one after the other, each beside the limit, so that memory holds two models
         try:
             step, opt = method_step(name, make_task(model))
-        except ValueError as error:
+            step()
+        except (ValueError, RuntimeError) as error:  # such as what torch cannot differentiate twice
             print(f"{model:12} {name:14} left out: {error}", flush=True)
             continue
-        for _ in range(BEFORE):
+        for _ in range(BEFORE if name == "frugal" else PATTERN):
             step()
         for _ in range(PATTERN):
             gradient()
