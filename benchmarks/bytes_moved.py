@@ -98,7 +98,6 @@ def measure(model: str, names: list[str], say: Callable[[str], None] = print) ->
         plain.optimizer.step()
 
     least = peak(training, task.params, PATTERN)
-    del task
     rows: dict[str, Row] = {}
     for name in names:
         own = make_task(model)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from family_cost import seconds
 from flatwise.norms import joint_norm
 from step_cost_models import MODELS, make_task
 
@@ -47,19 +48,11 @@ def move_eagerly(weights: list[Tensor], grads: list[Tensor], factor: float) -> l
     return copies
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def best(work: Callable[[], Any]) -> float:
     """Return the processor seconds of a call, in the best of several turns."""
     work()
-    begun = time.process_time()
-    work()
-    times = max(1, round(SECONDS / max(time.process_time() - begun, 1e-6)))
-    best = float("inf")
-    for _ in range(TURNS):
-        begun = time.process_time()
-        for _ in range(times):
-            work()
-        best = min(best, (time.process_time() - begun) / times)
-    return best
+    times = max(1, round(SECONDS / max(seconds(work, 1), 1e-6)))
+    return min(seconds(work, times) for _ in range(TURNS))
 
 
 @torch.no_grad()
@@ -82,10 +75,10 @@ def measure(name: str) -> dict[str, float]:
     compiling = time.perf_counter() - begun
     torch.testing.assert_close(normed(grads), joint_norm(grads), rtol=1e-4, atol=0)
     return {
-        "move": 1e6 * seconds(lambda: move_eagerly(weights, grads, 1e-9)),
-        "move, compiled": 1e6 * seconds(lambda: moved(weights, grads, small)),
-        "norm": 1e6 * seconds(lambda: joint_norm(grads)),
-        "norm, compiled": 1e6 * seconds(lambda: normed(grads)),
+        "move": 1e6 * best(lambda: move_eagerly(weights, grads, 1e-9)),
+        "move, compiled": 1e6 * best(lambda: moved(weights, grads, small)),
+        "norm": 1e6 * best(lambda: joint_norm(grads)),
+        "norm, compiled": 1e6 * best(lambda: normed(grads)),
         "compiling, s": compiling,
     }
 

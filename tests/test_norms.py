@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatwise import SAM, norms
-from flatwise.norms import BLOCK, SMALL, all_finite, combine, joint_norm, packs
+from flatwise.norms import BLOCK, FEW, SMALL, all_finite, combine, joint_norm, packs
 from oracles.perturbation import norm as exact_norm
 
 INF = math.inf
@@ -36,6 +36,7 @@ COLLECTIONS = {
     "small and large": [(BLOCK,), (3, 5), (SMALL // 2, 3), (4,)],
     "just below large": [(SMALL - 1,), (SMALL,), (SMALL + 1,), (SMALL + 1,)],
     "many": [(17,)] * 60,
+    "many small and one large": [(17,)] * FEW + [(BLOCK,), (SMALL - 1,)],
     "with empty ones": [(0,), (3,), (2, 0), (4,), (0,)],
 }
 
@@ -167,6 +168,21 @@ def test_one_bad_element_is_found(bad: float, dtype: torch.dtype, shape: tuple[i
     before = tensors[1].clone()
     assert not bool(all_finite(tensors))
     assert torch.equal(tensors[1].nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("bad", [INF, -INF, math.nan], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("more", [1, BLOCK], ids=str)
+def test_one_bad_element_of_many_tensors_is_found(bad: float, dtype: torch.dtype, more: int) -> None:
+    tensors = [torch.ones(5, dtype=dtype) for _ in range(FEW)] + [torch.ones(more, dtype=dtype)]
+    assert bool(all_finite(tensors))
+    for tensor in (tensors[0], tensors[-1]):
+        tensor[-1] = bad
+        before = tensor.clone()
+        assert not bool(all_finite(tensors))
+        assert torch.equal(tensor.nan_to_num(), before.nan_to_num())
+        tensor[-1] = 1
+    assert bool(all_finite(tensors))
 
 
 def test_large_finite_numbers_are_finite() -> None:

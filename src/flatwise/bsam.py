@@ -29,13 +29,14 @@ from torch.optim import Optimizer
 from flatwise.construct import checked_radius
 from flatwise.guards import PassGuard
 from flatwise.memory import STEP
+from flatwise.nograd import no_grad
 from flatwise.norms import COARSE, accumulation_dtype, all_finite, combine, joint_norm
 from flatwise.passes import NO_GRADIENTS, first_pass, from_loss_fn, later_pass, of_lightning, refuse_stale_gradients
 from flatwise.radius import as_auto
 from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import StepNoise
-from flatwise.shards import is_sharded
+from flatwise.shards import any_sharded
 from flatwise.true_gradient import true_gradients
 from flatwise.weights import Displacement, Piece
 
@@ -106,7 +107,7 @@ class BSAM(Optimizer):
         super().__init__(params, defaults)
         if any(p.is_complex() for p in self._params()):
             raise ValueError("bSAM is defined for real parameters, and some are complex")
-        if any(map(is_sharded, self._params())):
+        if any_sharded(self._params()):
             raise ValueError("bSAM needs whole parameters, and some are cut by fully_shard or tensor parallelism")
         self._fresh_masks = fresh_masks
         self._wire(model)
@@ -245,7 +246,7 @@ class BSAM(Optimizer):
             state["momentum"] = torch.zeros_like(param, dtype=dtype)
         return state["momentum"], state["precision"]
 
-    @torch.no_grad()
+    @no_grad
     def _noise(self, step: int) -> list[Piece]:
         draws: dict[int, StepNoise] = {}
         pieces = []
@@ -261,7 +262,7 @@ class BSAM(Optimizer):
                 pieces.append(Piece(param, noise, param, noise))
         return pieces
 
-    @torch.no_grad()
+    @no_grad
     def _displace(self, displacement: Displacement, first: dict[Tensor, Tensor], record: StepRecord) -> None:
         norms = []
         for group in self.param_groups:
@@ -279,7 +280,7 @@ class BSAM(Optimizer):
         else:
             record._reason = "zero radius"
 
-    @torch.no_grad()
+    @no_grad
     def _update(self, first: dict[Tensor, Tensor], record: StepRecord) -> None:
         present = [p.grad for p in self._params() if p.grad is not None]
         record._finite = finite = all_finite([*first.values(), *present])

@@ -19,7 +19,7 @@ from flatwise.directions import Gradient
 from flatwise.guards import PassGuard
 from flatwise.memory import Memory
 from flatwise.nograd import no_grad
-from flatwise.norms import COARSE, DTYPE, IS_CPU, accumulation_dtype, combine, joint_norm, reduced
+from flatwise.norms import COARSE, IS_CPU, accumulation_dtype, combine, joint_norm, reduced
 from flatwise.parallel import Ranks
 from flatwise.passes import Closure, later_pass
 from flatwise.radius import Gauge
@@ -28,7 +28,7 @@ from flatwise.rounding import Arrival, warn_if_swallowed
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule, StepNoise
 from flatwise.select import Selection
-from flatwise.shards import Sharding, any_sharded, reshard
+from flatwise.shards import DTYPE, Sharding, any_sharded, reshard
 from flatwise.true_gradient import true_gradients
 from flatwise.weights import Displacement, Piece, pieces_of
 

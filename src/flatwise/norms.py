@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
-from flatwise.shards import Sharding
+from flatwise.shards import DTYPE, Sharding
 
 SMALL = 1 << 16
 """Tensors below this many elements are packed together: for them a launch costs more than the bytes."""
@@ -29,8 +29,8 @@ FEW = 8
 BLOCK = 1 << 18
 """Elements worked on at once where there are many; fewer in all are packed, whatever their sizes."""
 
-IS_CPU, DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
-"""To be mapped over many tensors."""
+IS_CPU = attrgetter("is_cpu")
+"""To be mapped over many tensors, as ``DTYPE``."""
 
 COARSE = frozenset({torch.float16, torch.bfloat16})
 """Dtypes of weights so coarse that a perturbation must be measured to be known."""
@@ -219,7 +219,7 @@ def _sum_up(norms: Sequence[float], q: float) -> float:
 
 def _comfortable(value: float, q: float, dtype: torch.dtype) -> bool:
     """Tell whether a norm and the powers it was summed from lie well inside the range of their dtype."""
-    if math.isnan(value) or math.isinf(q) or (q == 2 and 1e-15 < value < 1e18):
+    if math.isnan(value) or math.isinf(q):
         return True
     low, high = (-280.0, 300.0) if dtype == torch.float64 else (-30.0, 37.0)
     return 0 < value < math.inf and low < q * math.log10(value) < high

@@ -14,12 +14,11 @@ first; where steps still go the same way, there is nothing yet to protect the ne
     q   = min(arccos(turn*) / arccos(turn), slope / slope*, rise* / rise, drag* / drag where drag > drag*)
     rho <- max(rho_0 / 8, rho clip(q^k, 1/2, 2))
 
-The slope falls as 1 / rho: the loss rises with rho, and ``1 - turn`` with its square. So it is a radius too, of that
-length at which the rise is worth the turn.
+with the drag averaged over looks. The slope falls as 1 / rho: the loss rises with rho, and ``1 - turn`` with its
+square. So it is a radius too, of that length at which the rise is worth the turn.
 
-with the drag averaged over looks. It rises fast and falls slowly, but for the drag (k is ``up``, ``down`` or
-``slow``): a network that learns wrong labels by heart bends its loss more and more, and a radius that gave way would
-let it.
+The radius rises fast and falls slowly, but for the drag (k is ``up``, ``down`` or ``slow``): a network that learns
+wrong labels by heart bends its loss more and more, and a radius that gave way would let it.
 
 A method with two passes has both gradients, and a look costs it some norms. A method with one pass makes both in a
 step that looks, one in 32. Where it climbs along the momentum it looks along the gradient, and goes ``stretch`` times

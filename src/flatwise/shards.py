@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 _WHOLE = frozenset({Parameter, Tensor})
 _DENSE = frozenset({torch.strided})
-_LAYOUT, _DTYPE = attrgetter("layout"), attrgetter("dtype")
+_LAYOUT, DTYPE = attrgetter("layout"), attrgetter("dtype")
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -43,7 +43,7 @@ def all_plain(tensors: Collection[Tensor]) -> bool:
     return (
         _WHOLE.issuperset(map(type, tensors))
         and _DENSE.issuperset(map(_LAYOUT, tensors))
-        and not any(dtype.is_complex for dtype in set(map(_DTYPE, tensors)))
+        and not any(dtype.is_complex for dtype in set(map(DTYPE, tensors)))
     )
 
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from flatwise.nograd import no_grad
-from flatwise.norms import COARSE, DTYPE, SMALL, accumulation_dtype, packs
+from flatwise.norms import COARSE, SMALL, accumulation_dtype, packs
 from flatwise.rounding import Arrival, round_at_random
 from flatwise.schedule import StepNoise
-from flatwise.shards import Sharding, all_plain, local, sharding_of
+from flatwise.shards import DTYPE, Sharding, all_plain, local, sharding_of
 
 CHUNK = 1 << 17
 """Elements moved at once by a swap: three such blocks stay in the second-level cache."""
@@ -109,7 +109,7 @@ def pieces_of(params: Iterable[Tensor], *, find_rows: bool, whole: bool = False,
             continue
         param.grad = None
         if plain and count < SMALL:
-            found.append(Piece(param, grad, param, grad, None, False, shared))
+            found.append(Piece(param, grad, param, grad, shared=shared))
             continue
         over = sharding_of(param)
         if local(param) is not param:

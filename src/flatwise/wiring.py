@@ -27,7 +27,7 @@ from flatwise.record import StepRecord
 from flatwise.scaling import Scaling
 from flatwise.schedule import Schedule
 from flatwise.select import Selection, select
-from flatwise.shards import is_sharded
+from flatwise.shards import any_sharded
 from flatwise.update import add_late, clip, forget_verdict, withhold_nonfinite
 
 
@@ -257,7 +257,7 @@ class Wired(Optimizer):
         losses = torch.tensor([self.last.loss, self.last.perturbed_loss], dtype=torch.float64)
         if ranks() > 1:
             params = self._method.params()
-            if not (self._method.ranks.wrappers() or any(map(is_sharded, params))):
+            if not (self._method.ranks.wrappers() or any_sharded(params)):
                 return math.nan, math.nan  # ranks that do not know of each other see other losses, and would part
             losses = losses.to(params[0].device, torch.float32)
             torch.distributed.all_reduce(losses)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from flatwise.shards import is_sharded, local
+from flatwise.shards import any_sharded, local
 
 Batch = tuple[Tensor, Tensor]
 
@@ -56,7 +56,7 @@ class Loss:
     def _squares(self) -> Tensor:
         # Of a cut parameter each process differentiates the part that it holds: its gradient is not summed.
         own = torch.stack([local(weight).square().sum() for weight in self.decayed]).sum()
-        if not any(map(is_sharded, self.decayed)):
+        if not any_sharded(self.decayed):
             return own
         whole = own.detach().clone()
         distributed.all_reduce(whole)
